@@ -1,0 +1,33 @@
+//! THE WORDS. What an agent, a run, an event and a step are, and every rule about them.
+//!
+//! This room is pure: no async, no I/O, no clock, no randomness, no database and no HTTP. Time comes
+//! in as an argument. v1's JSON *is* these types: what is serialised here is what clients read.
+//!
+//! Reading order: [`ids`], [`time`], [`money`] and [`usage`] are the small change; [`agent`], [`tool`],
+//! [`message`], [`run`] and [`event`] are the resources; [`plan`] is what a run was told to do,
+//! [`fold`] turns a log back into a state, [`decide`] says what comes next, and [`write`] says which events a decision leaves behind.
+//!
+//! To add an event: add its struct and its line in [`event`], teach [`fold`] to read it (if it is a
+//! fact), put an old sample of it in `tests/it/corpus`, and regenerate `openapi.yaml`.
+
+pub mod agent;
+pub mod decide;
+pub mod event;
+pub mod fold;
+pub mod ids;
+pub mod limits;
+pub mod message;
+pub mod model;
+pub mod money;
+pub mod page;
+pub mod plan;
+pub mod problem;
+pub mod retry;
+pub mod run;
+pub mod schema;
+pub mod step;
+pub mod time;
+pub mod tool;
+pub mod transcript;
+pub mod usage;
+pub mod write;

@@ -1,0 +1,171 @@
+//! The transcript: what the model is told, out of a folded run.
+//!
+//! It is always valid on both wires: every tool call of an assistant turn is answered by the tool
+//! turns right behind it, and no turn is empty.
+
+use super::fold::{CallState, Folded, Turn as StepTurn};
+use super::message::{Content, Role};
+use super::model::{CallTurn, FinishReason, ModelRequest, ToolChoice, Turn};
+use super::plan::Plan;
+
+/// What the model gets to read for a call in which no answer is outstanding.
+const NO_ANSWER: &str = "No answer came back.";
+
+/// The request for the model call of step number `step`.
+pub fn request(folded: &Folded, plan: &Plan, step: i32, attempt: i32) -> ModelRequest {
+    let settings = &plan.settings;
+    let called_before = folded.steps.iter().any(|turn| !turn.calls.is_empty());
+    ModelRequest {
+        model: plan.model.as_ref().map(|model| model.model.clone()).unwrap_or_default(),
+        turns: turns(folded, plan, step),
+        tools: settings.tools.iter().map(super::tool::Tool::spec).collect(),
+        // Forced for ever, a model could never give its final answer.
+        tool_choice: match settings.tool_choice {
+            ToolChoice::Required if called_before => ToolChoice::Auto,
+            choice @ (ToolChoice::Auto | ToolChoice::None | ToolChoice::Required) => choice,
+        },
+        temperature: settings.temperature,
+        top_p: settings.top_p,
+        max_output_tokens: settings.max_output_tokens,
+        reasoning_effort: settings.reasoning_effort,
+        provider_options: settings.provider_options.clone(),
+        output_schema: settings.output_schema.clone(),
+        script_turn: usize::try_from(step).unwrap_or(1).saturating_sub(1),
+        script: settings.script.clone(),
+        attempt,
+    }
+}
+
+/// The transcript that the model reads in step number `step`.
+pub fn turns(folded: &Folded, plan: &Plan, step: i32) -> Vec<Turn> {
+    let mut turns = Vec::new();
+    if let Some(prompt) = plan.settings.system_prompt.as_ref().filter(|prompt| !prompt.is_empty()) {
+        turns.push(Turn::System(prompt.clone()));
+    }
+    let input = folded.input.messages();
+    for message in input.iter().filter(|message| message.role == Role::System) {
+        turns.push(Turn::System(message.content.text().into_owned()));
+    }
+    for message in input {
+        match message.role {
+            Role::User => turns.push(Turn::User(message.content)),
+            Role::Assistant => turns.push(Turn::Assistant {
+                content: message.content,
+                provider_state: None,
+                tool_calls: Vec::new(),
+            }),
+            // System messages stand in front; tool messages are refused in an input.
+            Role::System | Role::Tool => {}
+        }
+    }
+    for turn in folded.steps.iter().filter(|turn| turn.step < step) {
+        steered(folded, turn.step, &mut turns);
+        told(turn, &mut turns);
+        if let Some(problem) = mismatch(turn, plan) {
+            turns.push(Turn::User(Content::Text(format!(
+                "Your answer does not satisfy the required JSON Schema: {problem}. \
+                 Reply with nothing but JSON that does."
+            ))));
+        }
+    }
+    steered(folded, step, &mut turns);
+    turns
+}
+
+/// What was said from outside before this step.
+fn steered(folded: &Folded, step: i32, turns: &mut Vec<Turn>) {
+    for steering in folded.steering.iter().filter(|s| s.applied_in == Some(step)) {
+        turns.push(Turn::User(steering.input.content.clone()));
+    }
+}
+
+/// What the model said in a step, and what its tools answered.
+fn told(turn: &StepTurn, turns: &mut Vec<Turn>) {
+    let Some(message) = &turn.message else { return };
+    // Providers refuse an assistant turn in which nothing is said and nothing is called.
+    if message.content.is_empty() && turn.calls.is_empty() {
+        return;
+    }
+    turns.push(Turn::Assistant {
+        content: Content::Text(message.content.clone()),
+        provider_state: message.provider_state.clone(),
+        tool_calls: turn
+            .calls
+            .iter()
+            .map(|call| CallTurn {
+                call_id: call.call_id.to_string(),
+                tool: call.tool.clone(),
+                arguments: call.arguments.clone(),
+            })
+            .collect(),
+    });
+    for call in &turn.calls {
+        let (content, is_error) = match &call.state {
+            CallState::Completed(serde_json::Value::String(text)) => (text.clone(), false),
+            CallState::Completed(value) => (value.to_string(), false),
+            CallState::Failed(error) => (error.clone(), true),
+            CallState::Ready | CallState::Waiting(..) | CallState::Started => {
+                (NO_ANSWER.to_owned(), true)
+            }
+        };
+        turns.push(Turn::Tool {
+            call_id: call.call_id.to_string(),
+            tool: call.tool.clone(),
+            content,
+            is_error,
+        });
+    }
+}
+
+/// Why a final text is not the output that was asked for; `None` when it is, or is no final text.
+pub fn mismatch(turn: &StepTurn, plan: &Plan) -> Option<String> {
+    let message = turn.message.as_ref()?;
+    if !turn.calls.is_empty() || message.finish_reason != FinishReason::Stop {
+        return None;
+    }
+    plan.output(&message.content).err()
+}
+
+/// A rough size of a transcript in bytes, for worst cases.
+pub fn bytes(turns: &[Turn], plan: &Plan) -> usize {
+    let said: usize = turns
+        .iter()
+        .map(|turn| match turn {
+            Turn::System(text) => text.len(),
+            Turn::User(content) => size(content),
+            Turn::Assistant { content, tool_calls, .. } => {
+                size(content)
+                    + tool_calls.iter().map(|c| c.arguments.to_string().len() + 64).sum::<usize>()
+            }
+            Turn::Tool { content, .. } => content.len(),
+        })
+        .map(|bytes| bytes + 16)
+        .sum();
+    let tools: usize = plan
+        .settings
+        .tools
+        .iter()
+        .map(|tool| {
+            let spec = tool.spec();
+            spec.name.len() + spec.description.len() + spec.parameters.to_string().len()
+        })
+        .sum();
+    said + tools
+}
+
+fn size(content: &Content) -> usize {
+    use super::message::Part;
+    /// Images cost by their area, not by their bytes: this is more than providers take for one.
+    const IMAGE: usize = 8_192;
+    match content {
+        Content::Text(text) => text.len(),
+        Content::Parts(parts) => parts
+            .iter()
+            .map(|part| match part {
+                Part::Image { .. } => IMAGE,
+                Part::File { data, .. } => data.as_ref().map_or(IMAGE, String::len),
+                Part::Text { .. } | Part::Data { .. } => part.as_text().len(),
+            })
+            .sum(),
+    }
+}
