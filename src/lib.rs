@@ -1,1 +1,10 @@
+//! Stepwell: a server that runs AI agents behind a durable REST + SSE API.
+
+pub mod api;
+pub mod app;
+pub mod clock;
 pub mod domain;
+pub mod log;
+pub mod models;
+pub mod shutdown;
+pub mod store;

@@ -1,0 +1,1 @@
+//! OUR HTTP API.

@@ -1,0 +1,1 @@
+//! WHAT ONE CAN ASK FOR, whatever the protocol.

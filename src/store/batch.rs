@@ -1,0 +1,186 @@
+//! What one flush writes: creations and appends of many runs, each decided for itself.
+
+use std::collections::BTreeMap;
+
+use crate::domain::event::Entry;
+use crate::domain::ids::{AgentId, ConversationId, NodeId, RunId, WorkspaceId};
+use crate::domain::money::Usd;
+use crate::domain::run::{RunConfig, RunStatus};
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Usage;
+
+use super::{KeyRow, NewKey};
+
+/// The row of a run: ids, status, ownership, counters. A cached fold of its log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunRow {
+    /// Its id.
+    pub run_id: RunId,
+    /// Whose it is.
+    pub workspace_id: WorkspaceId,
+    /// The agent.
+    pub agent_id: AgentId,
+    /// The version it is pinned to.
+    pub agent_version: i32,
+    /// Where it is.
+    pub status: RunStatus,
+    /// Who drives it.
+    pub node_id: Option<NodeId>,
+    /// The fence: raised by every writer that is not the driver, claims included.
+    pub rev: i32,
+    /// How often it was claimed.
+    pub epoch: i32,
+    /// When an engine must look at it; `None` while driven, and for ever once ended.
+    pub due_at: Option<Timestamp>,
+    /// How many drivers died with it since its last committed step.
+    pub crashes: i32,
+    /// The newest fact.
+    pub fact_seq: i32,
+    /// Steps that are over.
+    pub steps_completed: i32,
+    /// Tokens of all steps that are over.
+    pub usage: Usage,
+    /// What they cost; `None` when a used model has no price.
+    pub cost: Option<Usd>,
+    /// What it is doing.
+    pub status_message: Option<String>,
+    /// Its conversation (a later issue).
+    pub conversation_id: Option<ConversationId>,
+    /// Its parent (a later issue).
+    pub parent_run_id: Option<RunId>,
+    /// What it was forked from (a later issue).
+    pub forked_from_run_id: Option<RunId>,
+    /// The client's own user.
+    pub end_user_id: Option<String>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it first ran.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+}
+
+/// What a run was created with and never changes, apart from its input (which is in its log).
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunBody {
+    /// The model, in full.
+    pub model: String,
+    /// What differs from the agent.
+    pub config: RunConfig,
+    /// Steps it may have.
+    pub max_steps: u32,
+    /// The worst case of its first call.
+    pub estimated_cost: Option<Usd>,
+    /// The client's notes; also kept as labels, by which lists filter.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A run to be created.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewRun {
+    /// Its row. With a `node_id` it is born claimed (then `due_at` is `None`).
+    pub row: RunRow,
+    /// Its body.
+    pub body: RunBody,
+    /// `run.queued`, seq 1.
+    pub first: Entry,
+    /// Bound in the same transaction.
+    pub key: Option<NewKey>,
+}
+
+/// Events of one run, written by its driver.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Append {
+    /// Which run.
+    pub run_id: RunId,
+    /// The fence: the append counts only if the row still has it and is this node's.
+    pub rev: i32,
+    /// Facts and deltas mixed, in order of `seq`.
+    pub entries: Vec<Entry>,
+    /// The row as the facts make it; `None` when there are only deltas.
+    pub update: Option<RunUpdate>,
+}
+
+/// What facts change in a run's row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunUpdate {
+    /// Where it is now.
+    pub status: RunStatus,
+    /// The newest fact.
+    pub fact_seq: i32,
+    /// Steps that are over. When this rises, `crashes` goes back to 0.
+    pub steps_completed: i32,
+    /// Tokens.
+    pub usage: Usage,
+    /// Money.
+    pub cost: Option<Usd>,
+    /// What it is doing.
+    pub status_message: Option<String>,
+    /// When it first ran.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+    /// Who owns it from here on.
+    pub owner: Owner,
+}
+
+/// What an update does to a run's owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Nothing; `due_at` stays too.
+    Keep,
+    /// Nobody owns it any more; an engine must look at it then, or never.
+    Nobody {
+        /// When.
+        due_at: Option<Timestamp>,
+    },
+    /// The owner stays; if there is none, an engine must look at it then.
+    DueIfUnowned(Timestamp),
+}
+
+/// What one flush writes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Who writes.
+    pub node_id: NodeId,
+    /// Which of the node's writers; each counts for itself.
+    pub lane: i16,
+    /// The number of this flush: unique with node and lane, and never used again once committed.
+    pub number: i64,
+    /// When (for the flush's own row).
+    pub at: Timestamp,
+    /// Runs to create.
+    pub creates: Vec<NewRun>,
+    /// Events to append; one entry a run.
+    pub appends: Vec<Append>,
+}
+
+/// What became of a batch; in its order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BatchOutcome {
+    /// One for each creation.
+    pub creates: Vec<CreateOutcome>,
+    /// One for each append.
+    pub appends: Vec<AppendOutcome>,
+}
+
+/// What became of a creation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CreateOutcome {
+    /// It is there.
+    Created,
+    /// The agent has another current version by now, is archived or is gone: read it again.
+    AgentMoved,
+    /// The key was bound already, before or by an earlier creation of this batch.
+    KeyTaken(KeyRow),
+}
+
+/// What became of an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppendOutcome {
+    /// It is there.
+    Written,
+    /// The fence did not hold: somebody else wrote to the run, or owns it. Nothing was written for
+    /// this run; read its row to learn which.
+    Missed,
+}

@@ -1,0 +1,28 @@
+//! What can go wrong with a database.
+
+/// A failed store operation.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be reached, is too busy or too slow. Nothing was written.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// The answer to a commit was lost: it is written or it is not.
+    #[error("the answer to a commit was lost")]
+    InDoubt(#[source] sqlx::Error),
+    /// The database refused a value or a statement. Nothing was written.
+    #[error("the database refused a row")]
+    Rejected(#[source] sqlx::Error),
+    /// What is stored cannot be read, or a guest's decision could not be made.
+    #[error("stored data cannot be used: {0}")]
+    Corrupt(String),
+    /// The database cannot be used at all: wrong version, wrong settings, already in use.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl StoreError {
+    /// Whether the same operation may succeed later without anybody doing anything.
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::InDoubt(_))
+    }
+}

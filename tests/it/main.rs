@@ -1,0 +1,1 @@
+//! One test binary for everything that needs more than one function.
