@@ -10,20 +10,43 @@
 //! What this room must never do: show anything before its commit, hold a queue for a reader, let what
 //! woke somebody be data, or guess the fate of a commit.
 
+pub mod desk;
+pub mod follow;
+pub mod guest;
+pub mod journal;
+pub mod lane;
+pub mod live;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::clock::Clock;
-use crate::domain::event::Entry;
-use crate::domain::ids::{RunId, WorkspaceId};
-use crate::domain::time::Timestamp;
-use crate::store::{GuestOutcome, KeyRow, NewKey, NewRun, Result, RunRecord, SharedStore};
+use crate::domain::event::EventType;
+use crate::domain::ids::{NodeId, RunId, WorkspaceId};
+use crate::domain::run::RunStatus;
+use crate::shutdown::Tasks;
+use crate::store::{
+    CreateOutcome, GuestOutcome, GuestWrite, KeyRow, NewKey, NewRun, Result, RunRecord, SharedStore,
+};
+
+use desk::{Desk, Handover};
+use follow::Cursor;
+use journal::Journal;
+use live::{Glance, Live};
 
 /// The run log of this process. Cheap to clone.
 #[derive(Clone)]
 pub struct Log {
     /// The database below.
     pub store: SharedStore,
+    /// Group commit.
+    pub journal: Arc<Journal>,
+    /// Tails and wake-ups.
+    pub live: Arc<Live>,
+    /// Free slots.
+    pub desk: Arc<Desk>,
     /// The time.
     pub clock: Clock,
 }
@@ -53,26 +76,174 @@ pub enum Erased {
 }
 
 impl Log {
-    /// Creates a run: durable when this returns. `row.node_id` is None and `row.due_at` is now: if
-    /// this node's engine has a free slot, the log fills them in and hands the run over.
-    pub async fn create(&self, _run: NewRun) -> Result<Created> { todo!() }
-    /// The run as it is, from memory where that is current, else from the store.
-    pub async fn load_run(&self, _ws: WorkspaceId, _run_id: RunId) -> Result<Option<RunRecord>> { todo!() }
-    /// Asks the run to stop; nothing happens to one that has ended. The record is loaded afterwards.
-    pub async fn cancel(&self, _ws: WorkspaceId, _run_id: RunId, _key: Option<NewKey>) -> Result<GuestOutcome> { todo!() }
-    /// Erases an ended run.
-    pub async fn erase(&self, _ws: WorkspaceId, _run_id: RunId, _key: Option<NewKey>) -> Result<Erased> { todo!() }
-    /// A cursor over the log: what comes after `after`.
-    pub fn follow(&self, _ws: WorkspaceId, _run_id: RunId, _after: i32) -> Cursor { todo!() }
+    /// A log over `store` that writes as `node_id`, with so many slots at its desk. What is handed
+    /// over at the desk comes out of the receiver.
+    pub fn new(
+        store: SharedStore,
+        clock: Clock,
+        node_id: NodeId,
+        slots: usize,
+    ) -> (Self, mpsc::UnboundedReceiver<Handover>) {
+        let (desk, handovers) = Desk::new(slots);
+        let log = Self {
+            journal: Journal::new(store.clone(), clock.clone(), node_id),
+            store,
+            live: Arc::default(),
+            desk: Arc::new(desk),
+            clock,
+        };
+        (log, handovers)
+    }
+
+    /// Starts what runs in the background. `journal` must outlive everything that still writes.
+    pub fn start(&self, tasks: &Tasks, journal: &Tasks) {
+        self.live.start(self.store.clone(), tasks);
+        self.journal.start(journal);
+    }
+
+    /// Creates a run: durable when this returns. If this node's engine has a free slot, the run is
+    /// born claimed and handed over after the commit; else it waits in the queue.
+    ///
+    /// # Errors
+    /// When the database is away, busy, or refuses the run.
+    pub async fn create(&self, mut run: NewRun) -> Result<Created> {
+        let kept = self.desk.keep_slot();
+        if let Some(kept) = &kept {
+            run.row.node_id = Some(kept.node_id);
+            run.row.due_at = None;
+            run.row.rev = 1;
+            run.row.epoch = 1;
+        }
+        let record = RunRecord {
+            row: run.row.clone(),
+            body: run.body.clone(),
+            last_seq: 1,
+            first: Some(run.first.clone()),
+            newest_fact: None,
+        };
+        match self.journal.create(run).await? {
+            CreateOutcome::AgentMoved => Ok(Created::AgentMoved),
+            CreateOutcome::KeyTaken(row) => Ok(Created::KeyTaken(row)),
+            CreateOutcome::Created => {
+                match kept {
+                    Some(kept) => {
+                        // The tail begins here, so that a reader who comes at once finds it.
+                        self.live.hint(record.row.run_id);
+                        self.desk.hand_over(Handover { record: record.clone(), slot: kept.slot });
+                    }
+                    None => self.desk.queued(),
+                }
+                Ok(Created::New(Box::new(record)))
+            }
+        }
+    }
+
+    /// The run as it is; one that ended a moment ago comes from memory.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn load_run(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+    ) -> Result<Option<RunRecord>> {
+        if let Some(record) = self.live.ended(run_id) {
+            let own = record.row.workspace_id == workspace_id;
+            return Ok(own.then(|| RunRecord::clone(&record)));
+        }
+        self.store.load_run(workspace_id, run_id).await
+    }
+
+    /// Asks the run to stop; one that has ended stays as it is.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn cancel(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        key: Option<NewKey>,
+    ) -> Result<GuestOutcome> {
+        let decide = guest::cancel(&self.clock);
+        let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
+        self.live.hint(run_id);
+        Ok(outcome)
+    }
+
+    /// Erases an ended run: its body and its log go, its id stays taken.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn erase(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        key: Option<NewKey>,
+    ) -> Result<Erased> {
+        let Some(record) = self.store.load_run(workspace_id, run_id).await? else {
+            return Ok(Erased::Absent);
+        };
+        // Ended is ended: what is final now cannot become active before the write.
+        if !record.row.status.is_final() {
+            return Ok(Erased::Active);
+        }
+        let decide = guest::erase(&self.clock);
+        let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
+        self.live.forget(run_id);
+        Ok(match outcome {
+            GuestOutcome::Absent => Erased::Absent,
+            GuestOutcome::KeyTaken(row) => Erased::KeyTaken(row),
+            GuestOutcome::Done { .. } => Erased::Done,
+        })
+    }
+
+    /// A cursor over the log: what comes behind `after`.
+    pub fn follow(&self, workspace_id: WorkspaceId, run_id: RunId, after: i32) -> Cursor {
+        Cursor::new(self.store.clone(), self.live.watch(run_id), workspace_id, run_id, after)
+    }
+
     /// The run once it has ended or waits for somebody, or as it is after `patience`.
-    pub async fn settled(&self, _ws: WorkspaceId, _run_id: RunId, _patience: Duration) -> Result<Option<RunRecord>> { todo!() }
-}
-
-/// A cursor over one run's log.
-pub struct Cursor {}
-
-impl Cursor {
-    /// The next events, at least one: waits until there are some. Cancel-safe. After the final event
-    /// was given there is nothing more to ask for: do not call again.
-    pub async fn next(&mut self) -> Result<Vec<Entry>> { todo!() }
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn settled(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        patience: Duration,
+    ) -> Result<Option<RunRecord>> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let watch = self.live.watch(run_id);
+        let mut after = watch.head().unwrap_or(0);
+        loop {
+            let changed = watch.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let look = match watch.glance(after) {
+                _ if self.live.ended(run_id).is_some() => true,
+                Glance::ReadStore => true,
+                Glance::Nothing => false,
+                Glance::Events(events) => {
+                    after = events.last().map_or(after, |last| last.seq);
+                    events.iter().any(|entry| {
+                        entry.event_type.is_final()
+                            || entry.event_type == EventType::RunRequiresAction
+                    })
+                }
+            };
+            if look {
+                let Some(record) = self.load_run(workspace_id, run_id).await? else {
+                    return Ok(None);
+                };
+                if record.row.status.is_final() || record.row.status == RunStatus::RequiresAction {
+                    return Ok(Some(record));
+                }
+                after = after.max(record.last_seq);
+            }
+            let _asleep = watch.sleeper(after);
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return self.load_run(workspace_id, run_id).await;
+            }
+        }
+    }
 }

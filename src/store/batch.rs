@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::domain::event::Entry;
+use crate::domain::fold::Folded;
 use crate::domain::ids::{AgentId, ConversationId, NodeId, RunId, WorkspaceId};
 use crate::domain::money::Usd;
 use crate::domain::run::{RunConfig, RunStatus};
@@ -122,6 +123,65 @@ pub struct RunUpdate {
     pub completed_at: Option<Timestamp>,
     /// Who owns it from here on.
     pub owner: Owner,
+}
+
+impl RunUpdate {
+    /// What a folded run makes of its row.
+    pub fn of(folded: &Folded, owner: Owner) -> Self {
+        Self {
+            status: folded.status,
+            fact_seq: folded.last_fact_seq,
+            steps_completed: folded.steps_completed,
+            usage: folded.usage_so_far(),
+            cost: folded.cost_so_far(),
+            status_message: status_message(folded),
+            started_at: folded.started_at,
+            completed_at: folded.ended.as_ref().map(|(_, at)| *at),
+            owner,
+        }
+    }
+
+    /// Puts these values into a row.
+    pub fn apply(&self, row: &mut RunRow) {
+        row.status = self.status;
+        row.fact_seq = self.fact_seq;
+        if self.steps_completed > row.steps_completed {
+            row.crashes = 0;
+        }
+        row.steps_completed = self.steps_completed;
+        row.usage = self.usage;
+        row.cost = self.cost;
+        row.status_message.clone_from(&self.status_message);
+        row.started_at = self.started_at;
+        row.completed_at = self.completed_at;
+        match self.owner {
+            Owner::Keep => {}
+            Owner::Nobody { due_at } => {
+                row.node_id = None;
+                row.due_at = due_at;
+            }
+            Owner::DueIfUnowned(at) => {
+                if row.node_id.is_none() {
+                    row.due_at = Some(at);
+                }
+            }
+        }
+    }
+}
+
+/// What a run is doing, in a few words.
+fn status_message(folded: &Folded) -> Option<String> {
+    if folded.status != RunStatus::Running {
+        return None;
+    }
+    let turn = folded.open_step()?;
+    if turn.message.is_none() {
+        return Some(format!("Calling {}", turn.model));
+    }
+    let mut tools: Vec<&str> =
+        turn.calls.iter().filter(|call| call.is_open()).map(|call| call.tool.as_str()).collect();
+    tools.dedup();
+    if tools.is_empty() { None } else { Some(format!("Calling {}", tools.join(", "))) }
 }
 
 /// What an update does to a run's owner.

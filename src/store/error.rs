@@ -6,6 +6,9 @@ pub enum StoreError {
     /// The database cannot be reached, is too busy or too slow. Nothing was written.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// Too much waits to be written already. Nothing was written.
+    #[error("too much is waiting to be written")]
+    Overloaded,
     /// The answer to a commit was lost: it is written or it is not.
     #[error("the answer to a commit was lost")]
     InDoubt(#[source] sqlx::Error),
@@ -23,6 +26,6 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same operation may succeed later without anybody doing anything.
     pub const fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::InDoubt(_))
+        matches!(self, Self::Unavailable(_) | Self::InDoubt(_) | Self::Overloaded)
     }
 }

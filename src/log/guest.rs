@@ -1,0 +1,74 @@
+//! Writes of everybody who is not the driver.
+//!
+//! A guest locks the run's row, reads its facts, lets the domain decide, appends, and raises `rev`;
+//! then the driver, if there is one, finds itself *behind* and looks again before it may go on. What
+//! got its 202 is never left behind.
+
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::domain::decide::Ending;
+use crate::domain::event::{Entry, Event, StatusChanged};
+use crate::domain::fold::{FoldError, Folded};
+use crate::domain::run::RunStatus;
+use crate::domain::time::Timestamp;
+use crate::domain::write;
+use crate::store::{GuestDecide, GuestDecision, Locked, Owner, RunUpdate};
+
+/// The decision to cancel: a driven run is asked to stop, any other ends at once.
+pub fn cancel(clock: &Clock) -> GuestDecide {
+    let clock = clock.clone();
+    Arc::new(move |locked| decide_cancel(locked, clock.now()))
+}
+
+fn decide_cancel(locked: &Locked, now: Timestamp) -> Result<GuestDecision, String> {
+    let mut folded = Folded::read(&locked.facts).map_err(|error| error.to_string())?;
+    let driven = locked.record.row.node_id.is_some();
+    let (events, owner) = match folded.status {
+        RunStatus::Completed
+        | RunStatus::Incomplete
+        | RunStatus::Failed
+        | RunStatus::Cancelled
+        | RunStatus::Expired => return Ok(GuestDecision::Nothing),
+        // Asked before. If nobody drives it, whoever claims it next ends it.
+        RunStatus::Cancelling => return Ok(GuestDecision::Nothing),
+        RunStatus::Running | RunStatus::RequiresAction if driven => {
+            let asked = StatusChanged { status: RunStatus::Cancelling };
+            (vec![Event::RunCancelling(asked)], Owner::Keep)
+        }
+        // Queued and claimed, but not begun: its driver has lost it and stops.
+        RunStatus::Queued | RunStatus::Running | RunStatus::RequiresAction => {
+            (write::ended(&folded, Ending::Cancelled, now), Owner::Nobody { due_at: None })
+        }
+    };
+    append(locked, &mut folded, &events, owner, now)
+}
+
+/// Encodes the events behind the log, and folds them to know the row.
+fn append(
+    locked: &Locked,
+    folded: &mut Folded,
+    events: &[Event],
+    owner: Owner,
+    now: Timestamp,
+) -> Result<GuestDecision, String> {
+    let run_id = locked.record.row.run_id;
+    let mut facts: Vec<Entry> = Vec::with_capacity(events.len());
+    for (seq, event) in (locked.record.last_seq + 1..).zip(events) {
+        facts.push(event.entry(run_id, seq, now).map_err(|error| error.to_string())?);
+        folded.apply(seq, now, event.clone()).map_err(|error: FoldError| error.to_string())?;
+    }
+    Ok(GuestDecision::Append { facts, update: RunUpdate::of(folded, owner) })
+}
+
+/// The decision to erase: only what has ended can go. `Nothing` says that it has not.
+pub fn erase(clock: &Clock) -> GuestDecide {
+    let clock = clock.clone();
+    Arc::new(move |locked| {
+        Ok(if locked.record.row.status.is_final() {
+            GuestDecision::Erase { at: clock.now() }
+        } else {
+            GuestDecision::Nothing
+        })
+    })
+}

@@ -1,0 +1,409 @@
+//! Group commit: creations and appends of all runs of this node go to the database together.
+//!
+//! One flush is under way at a time; what comes meanwhile waits for the next, so batches grow by
+//! themselves with the load. Facts and creations are flushed at once and take the waiting text
+//! along; text alone waits a few milliseconds after the last flush began.
+//!
+//! Creations with an idempotency key have a loop of their own, so that somebody else's open key never
+//! holds up a token.
+//!
+//! What becomes of a batch is never guessed: *unavailable* means that nothing was written and the same
+//! batch is tried again; *in doubt* is resolved by the database; *rejected* is bisected until the one
+//! row that is to blame stands alone.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::domain::ids::NodeId;
+use crate::shutdown::Tasks;
+use crate::store::{
+    AppendOutcome, Batch, BatchOutcome, CreateOutcome, NewRun, Result, SharedStore, StoreError,
+};
+
+use super::lane::{Closed, Lane};
+
+/// Creations that may wait for one flush; more are refused, since they would wait for too long.
+const MAX_WAITING_CREATES: usize = 10_000;
+/// Creations in one flush.
+const CREATES_PER_FLUSH: usize = 512;
+/// Runs in one flush.
+const LANES_PER_FLUSH: usize = 1_024;
+/// Text of one run beyond which a flush begins at once.
+const FULL_AT: usize = 256 * 1024;
+/// Waits between tries while the database is away.
+const AWAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Where lanes tell the journal that something waits.
+pub struct Doorbell {
+    inbox: Mutex<Inbox>,
+    rung: Notify,
+}
+
+#[derive(Default)]
+struct Inbox {
+    lanes: Vec<Arc<Lane>>,
+    creates: Vec<Create>,
+    urgent: bool,
+}
+
+struct Create {
+    run: NewRun,
+    reply: oneshot::Sender<Result<CreateOutcome>>,
+}
+
+impl Doorbell {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { inbox: Mutex::default(), rung: Notify::new() })
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much of one run makes a flush begin at once.
+    pub(super) const fn full_at(&self) -> usize {
+        FULL_AT
+    }
+
+    pub(super) fn list(&self, lane: Arc<Lane>, urgent: bool) {
+        let mut inbox = self.inbox();
+        // The journal waits for the first thing to come and for urgent ones, not for each.
+        let ring =
+            (inbox.lanes.is_empty() && inbox.creates.is_empty()) || (urgent && !inbox.urgent);
+        inbox.lanes.push(lane);
+        inbox.urgent |= urgent;
+        drop(inbox);
+        if ring {
+            self.rung.notify_one();
+        }
+    }
+
+    pub(super) fn hurry(&self) {
+        let mut inbox = self.inbox();
+        let ring = !inbox.urgent;
+        inbox.urgent = true;
+        drop(inbox);
+        if ring {
+            self.rung.notify_one();
+        }
+    }
+
+    fn create(&self, create: Create) -> bool {
+        let mut inbox = self.inbox();
+        if inbox.creates.len() >= MAX_WAITING_CREATES {
+            return false;
+        }
+        inbox.creates.push(create);
+        let ring = !inbox.urgent || inbox.creates.len() == 1;
+        inbox.urgent = true;
+        drop(inbox);
+        if ring {
+            self.rung.notify_one();
+        }
+        true
+    }
+}
+
+/// The journal of this process.
+pub struct Journal {
+    store: SharedStore,
+    clock: Clock,
+    node: Mutex<NodeId>,
+    numbers: AtomicI64,
+    appends: Arc<Doorbell>,
+    keyed: Arc<Doorbell>,
+}
+
+impl Journal {
+    /// A journal that writes as `node_id`. It does nothing until started.
+    pub fn new(store: SharedStore, clock: Clock, node_id: NodeId) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            clock,
+            node: Mutex::new(node_id),
+            numbers: AtomicI64::new(1),
+            appends: Doorbell::new(),
+            keyed: Doorbell::new(),
+        })
+    }
+
+    /// Starts the two loops. They stop when `tasks` stop and everything that waited is written.
+    pub fn start(self: &Arc<Self>, tasks: &Tasks) {
+        for (lane, doorbell) in [(0, self.appends.clone()), (1, self.keyed.clone())] {
+            let (journal, own) = (self.clone(), tasks.clone());
+            tasks.spawn(async move { journal.run(lane, &doorbell, &own).await });
+        }
+    }
+
+    /// The node that the journal writes as.
+    pub fn node_id(&self) -> NodeId {
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on as another node: the old one was buried, and its lanes are all lost.
+    pub fn become_node(&self, node_id: NodeId) {
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = node_id;
+    }
+
+    /// Where lanes of this journal ring.
+    pub fn doorbell(&self) -> Arc<Doorbell> {
+        self.appends.clone()
+    }
+
+    /// Creates a run; durable when this returns `Created`.
+    ///
+    /// # Errors
+    /// When the database is away or refuses the run, or too many creations wait already.
+    pub async fn create(&self, run: NewRun) -> Result<CreateOutcome> {
+        let (reply, answer) = oneshot::channel();
+        let doorbell = if run.key.is_some() { &self.keyed } else { &self.appends };
+        if !doorbell.create(Create { run, reply }) {
+            return Err(StoreError::Overloaded);
+        }
+        // The sender is dropped only when the journal has stopped.
+        answer.await.unwrap_or_else(|_| Err(StoreError::Overloaded))
+    }
+
+    async fn run(&self, lane: i16, doorbell: &Doorbell, tasks: &Tasks) {
+        let interval = self.store.flush_interval();
+        let mut began = Instant::now();
+        loop {
+            let (idle, urgent) = {
+                let inbox = doorbell.inbox();
+                (inbox.lanes.is_empty() && inbox.creates.is_empty(), inbox.urgent)
+            };
+            if idle {
+                tokio::select! {
+                    () = doorbell.rung.notified() => {}
+                    () = tasks.stopped() => {
+                        // Whoever still pushes after this has been told to stop.
+                        if doorbell.inbox().lanes.is_empty() { return }
+                    }
+                }
+                continue;
+            }
+            if !urgent && !tasks.is_stopping() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(began + interval) => {}
+                    () = doorbell.rung.notified() => continue,
+                }
+            }
+            began = Instant::now();
+            self.flush_once(lane, doorbell).await;
+        }
+    }
+
+    /// Takes what waits and writes it.
+    async fn flush_once(&self, lane: i16, doorbell: &Doorbell) {
+        let (creates, lanes) = {
+            let mut inbox = doorbell.inbox();
+            let creates = take_some(&mut inbox.creates, CREATES_PER_FLUSH);
+            let lanes = take_some(&mut inbox.lanes, LANES_PER_FLUSH);
+            inbox.urgent = !inbox.creates.is_empty() || !inbox.lanes.is_empty();
+            (creates, lanes)
+        };
+        let mut load = Load::default();
+        for create in creates {
+            load.batch_creates.push(create.run);
+            load.replies.push(create.reply);
+        }
+        for lane in lanes {
+            match lane.take() {
+                Ok(Some(append)) => {
+                    load.appends.push(append);
+                    load.lanes.push(lane);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(run_id = %lane.run_id, %error, "an event cannot be encoded");
+                    lane.missed(Closed::Rejected);
+                }
+            }
+        }
+        self.write(lane, load).await;
+    }
+
+    /// Writes a load, halving it as long as the database refuses something in it.
+    async fn write(&self, lane: i16, load: Load) {
+        let mut todo = vec![load];
+        while let Some(load) = todo.pop() {
+            if load.is_empty() {
+                continue;
+            }
+            let (batch, replies, lanes) = load.into_batch(self, lane);
+            match self.settle(batch, replies.len()).await {
+                Settled::Written(outcome) => distribute(outcome, replies, &lanes),
+                Settled::CreatesRefused(error, batch) => {
+                    refuse(replies, error);
+                    todo.push(Load {
+                        batch_creates: Vec::new(),
+                        replies: Vec::new(),
+                        appends: batch.appends,
+                        lanes,
+                    });
+                }
+                Settled::Rejected(error, batch) => {
+                    let load = Load {
+                        batch_creates: batch.creates,
+                        replies,
+                        appends: batch.appends,
+                        lanes,
+                    };
+                    match load.halves() {
+                        Ok((first, second)) => todo.extend([second, first]),
+                        Err(load) => load.blame(error),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Flushes a batch until its fate is known.
+    async fn settle(&self, mut batch: Batch, creates: usize) -> Settled {
+        let mut wait = AWAY.0;
+        loop {
+            let error = match self.store.flush(&batch).await {
+                Ok(outcome) => return Settled::Written(outcome),
+                Err(error @ StoreError::Rejected(_)) => return Settled::Rejected(error, batch),
+                Err(StoreError::InDoubt(source)) => {
+                    tracing::warn!(error = %source, "the answer to a flush was lost; asking again");
+                    match self.resolve(&batch).await {
+                        Some(outcome) => return Settled::Written(outcome),
+                        None => {
+                            // Its number is spent: the late arrival of the old one must fail.
+                            batch.number = self.numbers.fetch_add(1, Ordering::Relaxed);
+                            continue;
+                        }
+                    }
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(%error, source = source_of(&error), "a flush failed; trying again");
+            // Nothing was written. Clients can try again by themselves; runs have to wait.
+            if creates > 0 {
+                return Settled::CreatesRefused(error, batch);
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(AWAY.1);
+        }
+    }
+
+    async fn resolve(&self, batch: &Batch) -> Option<BatchOutcome> {
+        let mut wait = AWAY.0;
+        loop {
+            match self.store.resolve(batch).await {
+                Ok(outcome) => return outcome,
+                Err(error) => {
+                    tracing::warn!(%error, "a flush in doubt cannot be settled yet");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(AWAY.1);
+                }
+            }
+        }
+    }
+}
+
+/// What a flush carries, with those who wait for it.
+#[derive(Default)]
+struct Load {
+    batch_creates: Vec<NewRun>,
+    replies: Vec<oneshot::Sender<Result<CreateOutcome>>>,
+    appends: Vec<crate::store::Append>,
+    lanes: Vec<Arc<Lane>>,
+}
+
+type Replies = Vec<oneshot::Sender<Result<CreateOutcome>>>;
+
+enum Settled {
+    Written(BatchOutcome),
+    CreatesRefused(StoreError, Batch),
+    Rejected(StoreError, Batch),
+}
+
+impl Load {
+    fn is_empty(&self) -> bool {
+        self.batch_creates.is_empty() && self.appends.is_empty()
+    }
+
+    fn into_batch(self, journal: &Journal, lane: i16) -> (Batch, Replies, Vec<Arc<Lane>>) {
+        let batch = Batch {
+            node_id: journal.node_id(),
+            lane,
+            number: journal.numbers.fetch_add(1, Ordering::Relaxed),
+            at: journal.clock.now(),
+            creates: self.batch_creates,
+            appends: self.appends,
+        };
+        (batch, self.replies, self.lanes)
+    }
+
+    /// Two halves, or the load itself when it is a single thing.
+    fn halves(mut self) -> std::result::Result<(Self, Self), Self> {
+        let (creates, appends) = (self.batch_creates.len(), self.appends.len());
+        if creates + appends <= 1 {
+            return Err(self);
+        }
+        // Creations apart from appends first, then each kind in the middle.
+        let (creates_at, appends_at) = match (creates, appends) {
+            (0, _) => (0, appends / 2),
+            (_, 0) => (creates / 2, 0),
+            (_, _) => (creates, 0),
+        };
+        let second = Self {
+            batch_creates: self.batch_creates.split_off(creates_at),
+            replies: self.replies.split_off(creates_at),
+            appends: self.appends.split_off(appends_at),
+            lanes: self.lanes.split_off(appends_at),
+        };
+        Ok((self, second))
+    }
+
+    /// The one thing in it is what the database refuses.
+    fn blame(self, error: StoreError) {
+        for lane in &self.lanes {
+            tracing::error!(run_id = %lane.run_id, source = source_of(&error), "a run's events were refused");
+            lane.missed(Closed::Rejected);
+        }
+        refuse(self.replies, error);
+    }
+}
+
+fn distribute(outcome: BatchOutcome, replies: Replies, lanes: &[Arc<Lane>]) {
+    for (lane, outcome) in lanes.iter().zip(outcome.appends) {
+        match outcome {
+            AppendOutcome::Written => lane.written(),
+            AppendOutcome::Missed => lane.missed(Closed::Missed),
+        }
+    }
+    for (reply, outcome) in replies.into_iter().zip(outcome.creates) {
+        // Whoever asked may have gone; the run is there all the same.
+        let _ = reply.send(Ok(outcome));
+    }
+}
+
+/// Tells those who wait; the error itself goes to the first, the others hear that it was no time.
+fn refuse(replies: Replies, error: StoreError) {
+    let mut first = Some(error);
+    for reply in replies {
+        let error = first.take().unwrap_or(StoreError::Overloaded);
+        let _ = reply.send(Err(error));
+    }
+}
+
+/// The driver's words behind an error, for the log alone.
+fn source_of(error: &StoreError) -> String {
+    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
+}
+
+fn take_some<T>(from: &mut Vec<T>, most: usize) -> Vec<T> {
+    if from.len() <= most {
+        return std::mem::take(from);
+    }
+    let rest = from.split_off(most);
+    std::mem::replace(from, rest)
+}
