@@ -11,12 +11,16 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::domain::ids::NodeId;
 use crate::store::RunRecord;
 
+use super::live::Watched;
+
 /// A created run on its way to the engine, with the slot that was kept for it.
 pub struct Handover {
     /// The run, as it was written.
     pub record: RunRecord,
     /// Its slot.
     pub slot: OwnedSemaphorePermit,
+    /// Its watch, with a tail that already holds the first event.
+    pub watch: Watched,
 }
 
 /// A slot that was kept for a run which is about to be created.

@@ -87,7 +87,9 @@ impl Lane {
         watch: Watched,
         doorbell: Arc<Doorbell>,
     ) -> Arc<Self> {
-        watch.begin_tail(last_seq);
+        if watch.head() != Some(last_seq) {
+            watch.begin_tail(last_seq);
+        }
         Arc::new(Self {
             run_id,
             watch,

@@ -128,8 +128,11 @@ impl Log {
                 match kept {
                     Some(kept) => {
                         // The tail begins here, so that a reader who comes at once finds it.
-                        self.live.hint(record.row.run_id);
-                        self.desk.hand_over(Handover { record: record.clone(), slot: kept.slot });
+                        let watch = self.live.watch(record.row.run_id);
+                        watch.begin_tail(0);
+                        watch.publish(record.first.as_slice());
+                        let slot = kept.slot;
+                        self.desk.hand_over(Handover { record: record.clone(), slot, watch });
                     }
                     None => self.desk.queued(),
                 }

@@ -1,0 +1,205 @@
+//! From a due run to a driver in a slot.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::domain::fold::Folded;
+use crate::domain::ids::RunId;
+use crate::log::desk::Handover;
+use crate::log::lane::Lane;
+use crate::log::live::Watched;
+use crate::shutdown::Tasks;
+use crate::store::{Driveable, StoreError};
+
+use super::drive::Driver;
+use super::{Driven, Engine};
+
+/// How often the queue is looked at when nobody says that something came.
+const POLL: Duration = Duration::from_secs(1);
+/// Runs that one claim takes at most: they are all loaded before the next claim.
+const CLAIM: i64 = 100;
+
+impl Engine {
+    /// Drives runs that were born claimed.
+    pub(super) async fn take_handovers(
+        self: Arc<Self>,
+        mut handovers: mpsc::UnboundedReceiver<Handover>,
+        tasks: &Tasks,
+    ) {
+        loop {
+            let handover = tokio::select! {
+                handover = handovers.recv() => handover,
+                () = tasks.stopped() => return,
+            };
+            let Some(Handover { record, slot, watch }) = handover else { return };
+            let facts: Vec<_> = record.first.iter().cloned().collect();
+            let log_bytes = facts.iter().map(|entry| entry.data.len() as u64).sum();
+            self.drive(Driveable { record, facts, log_bytes }, slot, watch, tasks);
+        }
+    }
+
+    /// Claims due runs and those of dead nodes while there are free slots.
+    pub(super) async fn claim_due_runs(self: Arc<Self>, tasks: &Tasks) {
+        loop {
+            if tasks.is_stopping() || self.draining.is_cancelled() {
+                return;
+            }
+            let more = match self.claim_some(tasks).await {
+                Ok(more) => more,
+                Err(error) => {
+                    tracing::warn!(%error, "due runs could not be claimed");
+                    false
+                }
+            };
+            self.log.desk.queue_waits(more);
+            if more {
+                // The queue is longer than there were slots: go on as soon as one is free.
+                tokio::select! {
+                    slot = self.log.desk.slots().acquire() => drop(slot),
+                    () = tasks.stopped() => return,
+                    () = self.draining.cancelled() => return,
+                }
+                continue;
+            }
+            tokio::select! {
+                () = self.log.desk.arrival() => {}
+                () = tokio::time::sleep(POLL) => {}
+                () = tasks.stopped() => return,
+                () = self.draining.cancelled() => return,
+            }
+        }
+    }
+
+    /// Claims as many as there are free slots. Returns whether more may be waiting.
+    async fn claim_some(self: &Arc<Self>, tasks: &Tasks) -> Result<bool, StoreError> {
+        let free = self.log.desk.slots().available_permits();
+        let limit = i64::try_from(free).unwrap_or(CLAIM).min(CLAIM);
+        if limit == 0 {
+            return Ok(true);
+        }
+        let node_id = self.log.journal.node_id();
+        let mut claims = self.log.store.claim_orphans(node_id, limit).await?;
+        let left = limit - i64::try_from(claims.len()).unwrap_or(limit);
+        if left > 0 {
+            claims.extend(self.log.store.claim_due(node_id, self.clock.now(), left).await?);
+        }
+        let more = i64::try_from(claims.len()).unwrap_or(limit) >= limit;
+        for claim in claims {
+            // Slots may have gone to created runs since: then this one waits for the next.
+            let Ok(slot) = self.log.desk.slots().clone().acquire_owned().await else {
+                return Ok(false);
+            };
+            self.take_up(claim.run_id, slot, tasks).await;
+        }
+        Ok(more)
+    }
+
+    /// Drives a run that is this node's by the database. What cannot be loaded now is found again by
+    /// reconciliation.
+    pub(super) async fn take_up(
+        self: &Arc<Self>,
+        run_id: RunId,
+        slot: OwnedSemaphorePermit,
+        tasks: &Tasks,
+    ) {
+        let node_id = self.log.journal.node_id();
+        match self.log.store.load_driveable(node_id, run_id).await {
+            Ok(Some(run)) => {
+                let watch = self.log.live.watch(run_id);
+                self.drive(run, slot, watch, tasks);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%run_id, %error, "a claimed run could not be loaded"),
+        }
+    }
+
+    /// Starts a driver, unless the run has one.
+    fn drive(
+        self: &Arc<Self>,
+        run: Driveable,
+        slot: OwnedSemaphorePermit,
+        watch: Watched,
+        tasks: &Tasks,
+    ) {
+        let run_id = run.record.row.run_id;
+        let rev = Arc::new(AtomicI32::new(run.record.row.rev));
+        {
+            let mut drivers = self.drivers();
+            if drivers.contains_key(&run_id) {
+                return;
+            }
+            drivers.insert(run_id, Driven { watch: watch.clone(), rev: rev.clone() });
+        }
+        let engine = self.clone();
+        tasks.spawn(async move {
+            let _entry = Entry { engine: engine.clone(), run_id };
+            let _slot = slot;
+            engine.drive_to_rest(run, watch, rev).await;
+        });
+    }
+
+    async fn drive_to_rest(self: &Arc<Self>, run: Driveable, watch: Watched, rev: Arc<AtomicI32>) {
+        let run_id = run.record.row.run_id;
+        let failed = match self.driver(run, watch.clone(), rev.clone()).await {
+            Ok(driver) => {
+                let driven = AssertUnwindSafe(driver.run()).catch_unwind().await;
+                match driven {
+                    Ok(()) => return,
+                    Err(_panic) => "a panic",
+                }
+            }
+            Err(error) => {
+                tracing::error!(%run_id, error = error.as_str(), "a run cannot be driven");
+                "a defect"
+            }
+        };
+        tracing::error!(%run_id, "{failed} stopped a run; it is ended as failed");
+        self.fail_run(run_id, watch, rev).await;
+    }
+
+    /// Makes a driver out of what the store has.
+    async fn driver(
+        self: &Arc<Self>,
+        run: Driveable,
+        watch: Watched,
+        rev: Arc<AtomicI32>,
+    ) -> Result<Driver, String> {
+        let folded = Folded::read(&run.facts).map_err(|error| error.to_string())?;
+        let plan = loop {
+            match self.plans.of(&run.record).await {
+                Ok(plan) => break plan,
+                Err(error) if error.is_passing() => tokio::time::sleep(POLL).await,
+                Err(error) => return Err(error.to_string()),
+            }
+        };
+        let row = &run.record.row;
+        let lane = Lane::new(
+            row.run_id,
+            row.rev,
+            run.record.last_seq,
+            run.log_bytes,
+            watch,
+            self.log.journal.doorbell(),
+        );
+        Ok(Driver::new(self.clone(), run.record, folded, plan, lane, rev))
+    }
+}
+
+/// Takes a driver out of the list when it is gone, however it went.
+struct Entry {
+    engine: Arc<Engine>,
+    run_id: RunId,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let driven = self.engine.drivers().remove(&self.run_id);
+        // A watch takes its shard's lock when it goes: not under ours.
+        drop(driven);
+    }
+}

@@ -1,0 +1,433 @@
+//! One run: decide → act → append, until it ends, parks or is lost.
+//!
+//! A driver holds nothing but memory. What it pushes is durable soon after; what must be durable
+//! before something happens is awaited. When the fence does not hold, or somebody says so, it reads
+//! the row again: then it goes on behind what others wrote, or stops quietly.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::domain::decide::{Decision, Ending, Now, decide};
+use crate::domain::event::{Event, RunEnded, StatusChanged};
+use crate::domain::fold::Folded;
+use crate::domain::ids::{CallId, RunId};
+use crate::domain::plan::Plan;
+use crate::domain::run::{RunError, RunErrorCode, RunStatus};
+use crate::domain::time::Timestamp;
+use crate::domain::write;
+use crate::log::lane::{Closed, Lane, Unseen};
+use crate::log::live::Watched;
+use crate::store::{Driveable, Owner, RunRecord, RunUpdate};
+
+use super::Engine;
+
+/// Between two tries to read a row while the database is away.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// A run being driven.
+pub(super) struct Driver {
+    pub(super) engine: Arc<Engine>,
+    pub(super) record: RunRecord,
+    pub(super) folded: Folded,
+    pub(super) plan: Arc<Plan>,
+    pub(super) lane: Arc<Lane>,
+    /// The fence, for reconciliation to compare.
+    rev: Arc<AtomicI32>,
+    /// The step that this driver opened, or opened again.
+    pub(super) opened: Option<i32>,
+    /// Calls under way; dropped with the driver.
+    pub(super) calls: JoinSet<(CallId, Result<Value, String>)>,
+    pub(super) in_flight: HashSet<CallId>,
+    /// Rung when the log has become as long as a log may be.
+    pub(super) overlong: Arc<Notify>,
+}
+
+/// Why a driver does not simply go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The run ended, parked or was let go: there is nothing more to do here.
+    Rest,
+    /// Somebody else has it, or it is gone.
+    Lost,
+    /// The row must be read again before anything else.
+    Look(Closed),
+    /// Time has passed or the log is full: decide again.
+    Decide,
+    /// The server stops and cannot wait for the end of the step.
+    Abort,
+    /// Our own events do not fit our own log.
+    Defect,
+}
+
+impl Driver {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        record: RunRecord,
+        folded: Folded,
+        plan: Arc<Plan>,
+        lane: Arc<Lane>,
+        rev: Arc<AtomicI32>,
+    ) -> Self {
+        Self {
+            engine,
+            record,
+            folded,
+            plan,
+            lane,
+            rev,
+            opened: None,
+            calls: JoinSet::new(),
+            in_flight: HashSet::new(),
+            overlong: Arc::default(),
+        }
+    }
+
+    pub(super) fn run_id(&self) -> RunId {
+        self.lane.run_id
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.engine.clock.now()
+    }
+
+    /// Drives until there is nothing more to do here.
+    pub(super) async fn run(mut self) {
+        loop {
+            let stop = match self.advance().await {
+                Ok(()) | Err(Stop::Decide) => continue,
+                Err(Stop::Look(why)) => match self.look(why).await {
+                    Ok(()) => continue,
+                    Err(stop) => stop,
+                },
+                Err(Stop::Abort) => match self.let_go(self.now(), None).await {
+                    Ok(()) => Stop::Rest,
+                    Err(stop) => stop,
+                },
+                Err(stop) => stop,
+            };
+            match stop {
+                Stop::Rest => return,
+                Stop::Lost => {
+                    tracing::info!(run_id = %self.run_id(), "a run is driven by somebody else now");
+                    self.lane.watch.end_tail();
+                    return;
+                }
+                Stop::Look(_) | Stop::Decide | Stop::Abort => {}
+                Stop::Defect => {
+                    let (id, watch) = (self.run_id(), self.lane.watch.clone());
+                    self.engine.clone().fail_run(id, watch, self.rev.clone()).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One decision and its deed.
+    async fn advance(&mut self) -> Result<(), Stop> {
+        let now = self.now();
+        let (log_events, log_bytes) = self.lane.size();
+        let circumstances = Now { at: now, in_flight: &self.in_flight, log_events, log_bytes };
+        let decision = decide(&self.folded, &self.plan, &circumstances);
+        let ends = matches!(decision, Decision::Done | Decision::End(_));
+        if !ends && self.engine.draining.is_cancelled() && self.in_flight.is_empty() {
+            return self.let_go(now, None).await.and(Err(Stop::Rest));
+        }
+        if !ends && self.folded.status == RunStatus::Queued {
+            let started = write::started(&self.folded);
+            self.push(started, Owner::Keep)?;
+        }
+        match decision {
+            Decision::Done => Err(Stop::Rest),
+            Decision::StartStep(step) => {
+                let events = write::step_started(&self.folded, &self.plan, step);
+                self.push(events, Owner::Keep)?;
+                self.opened = Some(step);
+                self.call_model().await
+            }
+            Decision::CallModel => {
+                self.reopen_step()?;
+                self.call_model().await
+            }
+            Decision::CallTools(calls) => self.call_tools(&calls).await,
+            Decision::AwaitTools => self.await_tools().await,
+            Decision::AskOutcome(calls) => {
+                let events = self
+                    .open_calls(&calls, |step, call, _| Some(write::outcome_unknown(step, call)));
+                self.push(events, Owner::Keep).map(drop)
+            }
+            Decision::Expire(calls) => self.expire(&calls),
+            Decision::CloseStep => {
+                let turn = self.folded.open_step().ok_or(Stop::Defect)?;
+                let event = write::step_completed(&self.folded, turn, now);
+                self.push(vec![event], Owner::Keep).map(drop)
+            }
+            Decision::Park(until) => self.park(until).await,
+            Decision::End(ending) => self.end(ending).await,
+        }
+    }
+
+    /// Adds facts to the log and to the fold. Returns the last one's seq; it is not durable yet.
+    pub(super) fn push(&mut self, events: Vec<Event>, owner: Owner) -> Result<i32, Stop> {
+        let at = self.now();
+        let first = self.lane.next_seq();
+        for (seq, event) in (first..).zip(&events) {
+            if let Err(error) = self.folded.apply(seq, at, event.clone()) {
+                tracing::error!(run_id = %self.run_id(), %error, "own events do not fit the log");
+                return Err(Stop::Defect);
+            }
+        }
+        let update = RunUpdate::of(&self.folded, owner);
+        let pushed = if self.folded.status.is_final() {
+            self.lane.push_last_facts(&events, update, at, self.record.clone())
+        } else {
+            self.lane.push_facts(&events, update, at)
+        };
+        pushed.map_err(|error| {
+            tracing::error!(run_id = %self.run_id(), %error, "an event cannot be encoded");
+            Stop::Defect
+        })
+    }
+
+    /// Waits until everything up to `seq` is durable.
+    pub(super) async fn flushed(&self, seq: i32) -> Result<(), Stop> {
+        self.lane.flushed(seq).await.map_err(Stop::Look)
+    }
+
+    /// The open step's calls of these ids, as events.
+    pub(super) fn open_calls(
+        &self,
+        calls: &[CallId],
+        event: impl Fn(i32, &crate::domain::fold::Call, &Plan) -> Option<Event>,
+    ) -> Vec<Event> {
+        let Some(turn) = self.folded.open_step() else { return Vec::new() };
+        let of = turn.calls.iter().filter(|call| calls.contains(&call.call_id));
+        of.filter_map(|call| event(turn.step, call, &self.plan)).collect()
+    }
+
+    fn expire(&mut self, calls: &[CallId]) -> Result<(), Stop> {
+        let events = self.open_calls(calls, |step, call, _| write::expired(step, call));
+        self.push(events, Owner::Keep)?;
+        let waits = !self.folded.required_actions(self.run_id()).is_empty();
+        if self.folded.status == RunStatus::RequiresAction && !waits {
+            let resumed = StatusChanged { status: RunStatus::Queued };
+            self.push(vec![Event::RunResumed(resumed)], Owner::Keep)?;
+        }
+        Ok(())
+    }
+
+    async fn park(&mut self, until: Option<Timestamp>) -> Result<(), Stop> {
+        if self.folded.status == RunStatus::RequiresAction {
+            // Looked at too early: it waits as before.
+            let until = until.unwrap_or_else(|| self.now().plus(Duration::from_secs(3600)));
+            return self.let_go(until, None).await.and(Err(Stop::Rest));
+        }
+        let event = write::parked(&self.folded, self.run_id());
+        let seq = self.push(vec![event], Owner::Nobody { due_at: until })?;
+        self.flushed(seq).await?;
+        self.lane.watch.end_tail();
+        Err(Stop::Rest)
+    }
+
+    pub(super) async fn end(&mut self, ending: Ending) -> Result<(), Stop> {
+        let events = write::ended(&self.folded, ending, self.now());
+        let seq = self.push(events, Owner::Nobody { due_at: None })?;
+        self.flushed(seq).await?;
+        tracing::debug!(
+            run_id = %self.run_id(),
+            status = self.folded.status.as_str(),
+            steps = self.folded.steps_completed,
+            "a run ended"
+        );
+        Err(Stop::Rest)
+    }
+
+    /// Gives the run back without an event: another driver goes on with it from `due_at`.
+    pub(super) async fn let_go(
+        &mut self,
+        due_at: Timestamp,
+        status_message: Option<&str>,
+    ) -> Result<(), Stop> {
+        self.flushed(self.lane.next_seq() - 1).await?;
+        let node_id = self.engine.log.journal.node_id();
+        let (run_id, rev) = (self.run_id(), self.lane.rev());
+        loop {
+            let store = &self.engine.log.store;
+            match store.release(node_id, run_id, rev, due_at, status_message).await {
+                Ok(true) => {
+                    self.lane.watch.end_tail();
+                    return Ok(());
+                }
+                // Somebody wrote to it: read that first.
+                Ok(false) => return Err(Stop::Look(Closed::Missed)),
+                Err(error) if error.is_passing() => tokio::time::sleep(LOOK_AGAIN).await,
+                Err(error) => {
+                    tracing::error!(%run_id, %error, "a run could not be released");
+                    return Err(Stop::Lost);
+                }
+            }
+        }
+    }
+
+    /// Resolves with why the driver must turn to something else while it waits for something.
+    pub(super) async fn interrupted(&self) -> Stop {
+        let deadline = self.folded.deadline(self.plan.settings.timeout_seconds);
+        let left = deadline.map(|deadline| deadline.since(self.now()));
+        let expiry = async {
+            match left {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = self.lane.closed() => Stop::Look(why),
+            () = self.lane.watch.poked() => Stop::Look(Closed::Missed),
+            () = self.overlong.notified() => Stop::Decide,
+            () = expiry => Stop::Decide,
+            () = self.engine.aborting.cancelled() => Stop::Abort,
+        }
+    }
+
+    /// Reads the row again: goes on behind what others wrote, pushing again what still holds.
+    pub(super) async fn look(&mut self, why: Closed) -> Result<(), Stop> {
+        self.lane.quiesce().await;
+        let run = self.engine.load_own(self.run_id()).await.ok_or(Stop::Lost)?;
+        let Ok(folded) = Folded::read(&run.facts) else { return Err(Stop::Defect) };
+        let row = &run.record.row;
+        self.rev.store(row.rev, Ordering::Relaxed);
+        let unseen = self.lane.reopen(row.rev, run.record.last_seq, run.log_bytes);
+        self.record = run.record;
+        self.folded = folded;
+        if why == Closed::Rejected {
+            let message = "The run wrote something that the database cannot keep.".to_owned();
+            let error = RunError { code: RunErrorCode::Internal, message, retryable: false };
+            return self.end(Ending::Failed(error)).await;
+        }
+        if self.folded.status == RunStatus::Cancelling || self.folded.status.is_final() {
+            return Ok(());
+        }
+        for unseen in unseen {
+            match unseen {
+                Unseen::Delta { event_type, step, content } => {
+                    self.lane.push_delta(event_type, step, &content, self.now());
+                }
+                // Whether it may still end or park is decided again.
+                Unseen::Fact(event) if is_rest(&event) => break,
+                Unseen::Fact(event) => {
+                    self.push(vec![event], Owner::Keep)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a run rests behind this event.
+const fn is_rest(event: &Event) -> bool {
+    event.event_type().is_final() || matches!(event, Event::RunRequiresAction(_))
+}
+
+impl Engine {
+    /// A run with everything that driving needs, however long the database is away; `None`: it is not
+    /// this node's.
+    async fn load_own(&self, run_id: RunId) -> Option<Driveable> {
+        loop {
+            let node_id = self.log.journal.node_id();
+            match self.log.store.load_driveable(node_id, run_id).await {
+                Ok(run) => return run,
+                Err(error) => {
+                    tracing::warn!(%run_id, %error, "a run's row cannot be read; trying again");
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Ends a run whose driver panicked or found its log unfit, as failed.
+    pub(super) async fn fail_run(
+        self: &Arc<Self>,
+        run_id: RunId,
+        watch: Watched,
+        rev: Arc<AtomicI32>,
+    ) {
+        loop {
+            let Some(run) = self.load_own(run_id).await else { return };
+            let (row, at) = (&run.record.row, self.clock.now());
+            rev.store(row.rev, Ordering::Relaxed);
+            let doorbell = self.log.journal.doorbell();
+            let lane = Lane::new(
+                run_id,
+                row.rev,
+                run.record.last_seq,
+                run.log_bytes,
+                watch.clone(),
+                doorbell,
+            );
+            let message = "The server could not go on with this run.".to_owned();
+            let error = RunError { code: RunErrorCode::Internal, message, retryable: true };
+            let (events, update) = match Folded::read(&run.facts) {
+                Ok(mut folded) => {
+                    let ending = match folded.status {
+                        RunStatus::Cancelling => Ending::Cancelled,
+                        RunStatus::Queued
+                        | RunStatus::Running
+                        | RunStatus::RequiresAction
+                        | RunStatus::Completed
+                        | RunStatus::Incomplete
+                        | RunStatus::Failed
+                        | RunStatus::Cancelled
+                        | RunStatus::Expired => Ending::Failed(error.clone()),
+                    };
+                    let mut events = write::started(&folded);
+                    let events_of_end = write::ended(&folded, ending, at);
+                    events.extend(events_of_end);
+                    let fits = (lane.next_seq()..)
+                        .zip(&events)
+                        .all(|(seq, event)| folded.apply(seq, at, event.clone()).is_ok());
+                    let update = RunUpdate::of(&folded, Owner::Nobody { due_at: None });
+                    if fits { (events, update) } else { unreadable(&run, error, at) }
+                }
+                Err(_) => unreadable(&run, error, at),
+            };
+            match lane.push_last_facts(&events, update, at, run.record) {
+                Ok(seq) if lane.flushed(seq).await.is_ok() => return,
+                Ok(_) => lane.quiesce().await,
+                Err(error) => {
+                    tracing::error!(%run_id, %error, "a failed run cannot be ended");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The end of a run whose log cannot be folded: what its row says is all that is known.
+fn unreadable(run: &Driveable, error: RunError, at: Timestamp) -> (Vec<Event>, RunUpdate) {
+    let row = &run.record.row;
+    let end = RunEnded {
+        status: RunStatus::Failed,
+        result: None,
+        error: Some(error),
+        incomplete_reason: None,
+        usage: row.usage,
+        cost_usd: row.cost,
+        steps_completed: row.steps_completed,
+    };
+    let update = RunUpdate {
+        status: RunStatus::Failed,
+        fact_seq: 0,
+        steps_completed: row.steps_completed,
+        usage: row.usage,
+        cost: row.cost,
+        status_message: None,
+        started_at: row.started_at,
+        completed_at: Some(at),
+        owner: Owner::Nobody { due_at: None },
+    };
+    (vec![Event::RunFailed(end)], update)
+}
