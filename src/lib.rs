@@ -2,11 +2,14 @@
 
 pub mod api;
 pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod domain;
 pub mod engine;
 pub mod log;
 pub mod models;
 pub mod shutdown;
 pub mod store;
+pub mod telemetry;
 pub mod tools;

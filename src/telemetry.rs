@@ -1,0 +1,110 @@
+//! The log: JSON lines for programs or text for people, on standard error.
+//!
+//! What it must never do: let a body, a prompt or a key through. Our own code does not log them; other
+//! crates may (an HTTP/2 library traces headers), so nothing below `info` of theirs is ever written,
+//! whatever the filter says.
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter makes no sense.
+    #[error(
+        "log.level: {0:?} is no level (error, warn, info, debug, trace, off) and no list of \
+         directives like info,stepwell::engine=debug"
+    )]
+    Filter(String),
+    /// A log was started before.
+    #[error("the log cannot be started")]
+    Started(#[from] TryInitError),
+}
+
+/// Starts the log of this process.
+///
+/// # Errors
+/// The filter makes no sense, or a log was started before.
+pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
+    let filter = filter(&config.filter)?.and(filter_fn(is_harmless));
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(config.colours);
+    let lines = match config.format {
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Pretty => lines.compact().boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    Ok(())
+}
+
+fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
+    // A word alone is taken for the name of a crate, so that "inof" would silence the whole log.
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let is_meant = |directive: &str| directive.contains(['=', '[']) || is_level(directive);
+    if !text.split(',').map(str::trim).all(is_meant) {
+        return Err(TelemetryError::Filter(text.to_owned()));
+    }
+    EnvFilter::builder().parse(text).map_err(|_| TelemetryError::Filter(text.to_owned()))
+}
+
+/// Whether a line is ours, or at least no trace of somebody's inner life.
+fn is_harmless(line: &Metadata<'_>) -> bool {
+    // `Level`s are ordered by how much they say.
+    let target = line.target();
+    target == "stepwell" || target.starts_with("stepwell::") || *line.level() <= Level::INFO
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn others_do_not_trace_whatever_the_filter_says() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .with_writer(move || writer.clone())
+            .with_filter(filter("trace").unwrap().and(filter_fn(is_harmless)));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::trace!(target: "h2", "authorization: canary");
+            tracing::info!(target: "sqlx", "slow statement");
+            tracing::trace!(target: "stepwell::log", "flushed");
+            tracing::trace!(target: "stepwell_of_somebody_else", "canary");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(!text.contains("canary"), "{text}");
+        assert!(text.contains("slow statement") && text.contains("flushed"), "{text}");
+    }
+
+    #[test]
+    fn a_misspelt_level_is_refused() {
+        for good in ["info", "WARN", "off", "info,stepwell::engine=debug", "debug, sqlx=warn"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["inof", "info,stepwell", "stepwell=loud", ""] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+    }
+}
