@@ -43,17 +43,3 @@ pub trait Model: Send + Sync {
         show: &mut dyn Show,
     ) -> Result<ModelAnswer, ModelFailure>;
 }
-
-use std::sync::Arc;
-/// STUB until merge.
-pub struct Models;
-impl Models {
-    /// x
-    pub fn find(&self, _: &crate::domain::model::ModelName) -> Option<Arc<dyn Model>> {
-        None
-    }
-    /// x
-    pub fn retry_allowed(&self, _: &str, _: crate::domain::time::Timestamp) -> bool {
-        true
-    }
-}

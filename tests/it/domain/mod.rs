@@ -1,0 +1,489 @@
+//! The pure core under random engines: whatever an engine or a guest can write, the log folds, reads
+//! back to the same state, and makes a transcript that both wires accept.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use stepwell::clock::Clock;
+use stepwell::domain::agent::AgentSettings;
+use stepwell::domain::decide::{Decision, Ending, Now, decide};
+use stepwell::domain::event::{Approval, ApprovalDecision, Entry, Event, EventType, RunQueued};
+use stepwell::domain::event::{SteeringInput, StatusChanged};
+use stepwell::domain::fold::{CallState, Folded};
+use stepwell::domain::ids::{CallId, RunId};
+use stepwell::domain::message::{Content, Input};
+use stepwell::domain::model::{Catalogue, FinishReason, ModelAnswer, RequestedCall, Turn};
+use stepwell::domain::plan::Plan;
+use stepwell::domain::run::{ActionType, RunError, RunErrorCode, RunStatus};
+use stepwell::domain::time::Timestamp;
+use stepwell::domain::usage::Usage;
+use stepwell::domain::write::{self, NewIds};
+use stepwell::domain::{transcript, tool::Effect};
+use stepwell::models::{anthropic, openai};
+
+/// A random engine's source of decisions: bytes, and zero once they are used up.
+struct Dice(std::vec::IntoIter<u8>);
+
+impl Dice {
+    fn roll(&mut self, sides: u8) -> u8 {
+        self.0.next().unwrap_or(0) % sides
+    }
+}
+
+/// A run in memory, driven the way the engine drives it.
+struct Simulation {
+    run_id: RunId,
+    log: Vec<Entry>,
+    folded: Folded,
+    plan: Plan,
+    now: Timestamp,
+    in_flight: HashSet<CallId>,
+    clock: Clock,
+    requests: usize,
+    crashes: usize,
+    guests: usize,
+}
+
+fn settings(dice: &mut Dice) -> AgentSettings {
+    let schema = json!({"type": "object", "required": ["n"]});
+    let value = json!({
+        "model": "builtin/script",
+        "system_prompt": if dice.roll(2) == 0 { Value::Null } else { json!("Be brief.") },
+        "tools": [
+            {"type": "builtin", "name": "current_time"},
+            {"type": "builtin", "name": "echo"},
+        ],
+        "max_steps": 1 + dice.roll(5),
+        "timeout_seconds": 30,
+        "max_total_tokens": if dice.roll(4) == 0 { json!(40) } else { Value::Null },
+        "output_schema": if dice.roll(4) == 0 { schema } else { Value::Null },
+    });
+    serde_json::from_value(value).expect("settings")
+}
+
+fn input(dice: &mut Dice) -> Input {
+    let value = match dice.roll(3) {
+        0 => json!("Hello"),
+        1 => json!([
+            {"role": "system", "content": "You are kind."},
+            {"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "data", "data": {"a": 1}}]},
+            {"role": "agent", "content": "this?"},
+            {"role": "user", "content": "Well?"},
+        ]),
+        _ => json!([{"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "Hello"}]),
+    };
+    serde_json::from_value(value).expect("input")
+}
+
+impl Simulation {
+    fn new(dice: &mut Dice) -> Self {
+        let clock = Clock::system();
+        let run_id = clock.run_id();
+        let plan = Plan::new(settings(dice), &Catalogue::default());
+        let now = Timestamp::from_millis(1_795_340_613_000);
+        let queued = Event::RunQueued(RunQueued {
+            status: RunStatus::Queued,
+            agent_id: "a".parse().expect("id"),
+            agent_version: 1,
+            model: plan.settings.model.clone(),
+            input: input(dice),
+            conversation_id: None,
+            parent_run_id: None,
+            forked_from_run_id: None,
+        });
+        let first = queued.entry(run_id, 1, now).expect("entry");
+        let folded = Folded::read([&first]).expect("fold");
+        let log = vec![first];
+        let in_flight = HashSet::new();
+        Self { run_id, log, folded, plan, now, in_flight, clock, requests: 0, crashes: 0, guests: 0 }
+    }
+
+    fn next_seq(&self) -> i32 {
+        i32::try_from(self.log.len()).expect("short") + 1
+    }
+
+    fn push(&mut self, events: Vec<Event>) {
+        for event in events {
+            let seq = self.next_seq();
+            self.folded.apply(seq, self.now, event.clone()).expect("what is written folds");
+            self.log.push(event.entry(self.run_id, seq, self.now).expect("entry"));
+        }
+        let again = Folded::read(&self.log).expect("what is written reads back");
+        assert_eq!(again, self.folded, "replay is stable");
+    }
+
+    fn show(&mut self, event_type: EventType, text: &str) {
+        let (seq, step) = (self.next_seq(), 1);
+        let entry = Entry::delta(event_type, self.run_id, seq, self.now, step, text);
+        self.log.push(entry.expect("delta"));
+    }
+
+    /// A model's answer, as bad as answers get.
+    fn answer(&mut self, dice: &mut Dice) -> ModelAnswer {
+        let arguments = ["{}", "", "{\"text\": \"x\"}", "not json", "[1]", "{\"text\": 7}", "\u{0}"];
+        let tools = ["current_time", "echo", "nowhere", ""];
+        let calls = (0..dice.roll(4)).map(|_| RequestedCall {
+            tool: tools[usize::from(dice.roll(4))].to_owned(),
+            arguments: arguments[usize::from(dice.roll(7))].to_owned(),
+        });
+        let tool_calls: Vec<_> = calls.collect();
+        let texts = ["", "Hello", "{\"n\": 1}", "```json\n{\"n\": 2}\n```", "\u{1F600}"];
+        let reasons =
+            [FinishReason::Stop, FinishReason::ToolCalls, FinishReason::Length, FinishReason::Stop];
+        ModelAnswer {
+            content: texts[usize::from(dice.roll(5))].to_owned(),
+            reasoning: if dice.roll(3) == 0 { "Hm.".to_owned() } else { String::new() },
+            tool_calls,
+            finish_reason: reasons[usize::from(dice.roll(4))],
+            usage: Usage::new(u64::from(dice.roll(20)), 0, u64::from(dice.roll(20)), 0),
+            provider_state: None,
+        }
+    }
+
+    fn call_model(&mut self, dice: &mut Dice) {
+        let turn = self.folded.open_step().expect("open").clone();
+        let request = transcript::request(&self.folded, &self.plan, turn.step, turn.attempt);
+        assert_valid(&request.turns);
+        assert_valid_openai(&openai::body(&request, "max_tokens"));
+        assert_valid_anthropic(&anthropic::body(&request));
+        self.requests += 1;
+        if dice.roll(2) == 0 {
+            self.show(EventType::ReasoningDelta, "thin");
+            self.show(EventType::MessageDelta, "par");
+        }
+        match dice.roll(8) {
+            0 => {
+                let error = RunError {
+                    code: RunErrorCode::ModelError,
+                    message: "no".to_owned(),
+                    retryable: false,
+                };
+                self.push(write::ended(&self.folded, Ending::Failed(error), self.now));
+            }
+            1 => self.push(vec![write::step_restarted(&turn, turn.attempt + 1)]),
+            _ => {
+                let answer = self.answer(dice);
+                let mut ids = self.clock.clone();
+                self.push(write::answered(turn.step, &self.plan, answer, &mut ids));
+                self.make_some_wait(dice);
+            }
+        }
+    }
+
+    /// Some calls need a person first, as tools of later issues will.
+    fn make_some_wait(&mut self, dice: &mut Dice) {
+        let turn = self.folded.open_step().expect("open").clone();
+        for call in &turn.calls {
+            if dice.roll(4) == 0 {
+                let asked = approval(turn.step, call.call_id, &call.arguments, &call.tool);
+                let expires_at = Some(self.now.plus(Duration::from_secs(20)));
+                self.push(vec![Event::ApprovalRequested(Approval { expires_at, ..asked })]);
+            }
+        }
+    }
+
+    fn answer_a_tool(&mut self, dice: &mut Dice) {
+        let call_id = *self.in_flight.iter().next().expect("in flight");
+        self.in_flight.remove(&call_id);
+        let turn = self.folded.open_step().expect("open");
+        let call = turn.calls.iter().find(|c| c.call_id == call_id).expect("call");
+        let answer = match dice.roll(3) {
+            0 => Err("It broke.".to_owned()),
+            1 => Ok(json!({"ok": true})),
+            _ => Ok(json!("x".repeat(usize::from(dice.roll(3)) * 200_000))),
+        };
+        let event = write::call_answered(turn.step, call, answer, self.now);
+        self.push(vec![event]);
+    }
+
+    /// Somebody who is not the driver writes, or the driver dies.
+    fn disturb(&mut self, dice: &mut Dice) {
+        if self.folded.status.is_final() {
+            return;
+        }
+        match dice.roll(24) {
+            0 => {
+                self.crashes += 1;
+                self.in_flight.clear();
+                let open = self.folded.open_step().filter(|t| t.message.is_none()).cloned();
+                if let Some(turn) = open {
+                    self.push(vec![write::step_restarted(&turn, turn.attempt + 1)]);
+                }
+            }
+            1 if self.folded.status == RunStatus::Running => {
+                self.guests += 1;
+                let status = RunStatus::Cancelling;
+                self.push(vec![Event::RunCancelling(StatusChanged { status })]);
+            }
+            2 if self.folded.status == RunStatus::Running => {
+                self.guests += 1;
+                let step = self.folded.open_step().map_or(1, |turn| turn.step);
+                let message_id = self.clock.message_id();
+                let content = Content::Text("Also this.".to_owned());
+                self.push(vec![Event::InputReceived(SteeringInput { message_id, content, step })]);
+            }
+            3 => self.now = self.now.plus(Duration::from_secs(u64::from(dice.roll(40)))),
+            _ => {}
+        }
+    }
+
+    /// While it is parked: somebody answers one action, or time passes.
+    fn while_parked(&mut self, dice: &mut Dice) {
+        let turn = self.folded.open_step().expect("open").clone();
+        let waiting = turn.calls.iter().find_map(|call| match call.state {
+            CallState::Waiting(kind, _) => Some((call, kind)),
+            _ => None,
+        });
+        let Some((call, kind)) = waiting else { return };
+        assert_eq!(kind, ActionType::Approval, "nothing here has the effect `once`");
+        let decision = match dice.roll(3) {
+            0 => ApprovalDecision::Approve,
+            1 => ApprovalDecision::Deny,
+            _ => {
+                self.now = self.now.plus(Duration::from_secs(21));
+                return;
+            }
+        };
+        let asked = approval(turn.step, call.call_id, &call.arguments, &call.tool);
+        self.push(vec![Event::ApprovalDecided(Approval { decision: Some(decision), ..asked })]);
+        if self.folded.required_actions(self.run_id).is_empty() {
+            let status = RunStatus::Queued;
+            self.push(vec![Event::RunResumed(StatusChanged { status })]);
+        }
+    }
+
+    /// One turn of the engine's loop. `false` once the run has ended.
+    fn advance(&mut self, dice: &mut Dice) -> bool {
+        let circumstances = Now {
+            at: self.now,
+            in_flight: &self.in_flight,
+            log_events: self.next_seq() - 1,
+            log_bytes: 0,
+        };
+        let decision = decide(&self.folded, &self.plan, &circumstances);
+        let ends = matches!(decision, Decision::Done | Decision::End(_));
+        if !ends && self.folded.status == RunStatus::Queued {
+            self.push(write::started(&self.folded));
+        }
+        match decision {
+            Decision::Done => return false,
+            Decision::StartStep(step) => {
+                self.push(write::step_started(&self.folded, &self.plan, step));
+                self.call_model(dice);
+            }
+            Decision::CallModel => self.call_model(dice),
+            Decision::CallTools(ids) => {
+                let turn = self.folded.open_step().expect("open").clone();
+                for call in turn.calls.iter().filter(|call| ids.contains(&call.call_id)) {
+                    let event = write::call_started(turn.step, call, &self.plan);
+                    if matches!(event, Event::ToolCallStarted(_)) {
+                        self.in_flight.insert(call.call_id);
+                    }
+                    self.push(vec![event]);
+                }
+            }
+            Decision::AwaitTools => self.answer_a_tool(dice),
+            Decision::AskOutcome(_) => unreachable!("nothing here has the effect `once`"),
+            Decision::Expire(ids) => {
+                let turn = self.folded.open_step().expect("open").clone();
+                let late = turn.calls.iter().filter(|call| ids.contains(&call.call_id));
+                let events = late.filter_map(|call| write::expired(turn.step, call)).collect();
+                self.push(events);
+                let waits = !self.folded.required_actions(self.run_id).is_empty();
+                if self.folded.status == RunStatus::RequiresAction && !waits {
+                    let status = RunStatus::Queued;
+                    self.push(vec![Event::RunResumed(StatusChanged { status })]);
+                }
+            }
+            Decision::CloseStep => {
+                let turn = self.folded.open_step().expect("open").clone();
+                self.push(vec![write::step_completed(&self.folded, &turn, self.now)]);
+            }
+            Decision::Park(_) if self.folded.status == RunStatus::RequiresAction => {
+                self.while_parked(dice);
+            }
+            Decision::Park(_) => self.push(vec![write::parked(&self.folded, self.run_id)]),
+            Decision::End(ending) => self.push(write::ended(&self.folded, ending, self.now)),
+        }
+        true
+    }
+}
+
+fn approval(step: i32, call_id: CallId, arguments: &Value, tool: &str) -> Approval {
+    Approval {
+        step,
+        call_id,
+        tool: tool.to_owned(),
+        arguments: arguments.clone(),
+        decision: None,
+        reason: None,
+        decided_by: None,
+        expires_at: None,
+    }
+}
+
+/// Every call of an assistant turn is answered by the tool turns right behind it, and nothing else is.
+fn assert_valid(turns: &[Turn]) {
+    let mut open: Vec<&str> = Vec::new();
+    for turn in turns {
+        match turn {
+            Turn::Tool { call_id, .. } => {
+                assert!(open.contains(&call_id.as_str()), "an answer without its call");
+                open.retain(|id| id != call_id);
+            }
+            Turn::Assistant { tool_calls, content, .. } => {
+                assert!(open.is_empty(), "a call without its answer");
+                assert!(!tool_calls.is_empty() || !content.is_empty(), "an empty turn");
+                open = tool_calls.iter().map(|call| call.call_id.as_str()).collect();
+            }
+            Turn::User(content) => {
+                assert!(open.is_empty(), "a call without its answer");
+                assert!(!content.is_empty(), "an empty turn");
+            }
+            Turn::System(_) => assert!(open.is_empty()),
+        }
+    }
+    assert!(open.is_empty(), "a call without its answer");
+    assert!(turns.iter().any(|turn| matches!(turn, Turn::User(_))), "nobody asked anything");
+}
+
+fn assert_valid_openai(body: &Value) {
+    let mut open: Vec<String> = Vec::new();
+    for message in body["messages"].as_array().expect("messages") {
+        if message["role"] == "tool" {
+            let id = message["tool_call_id"].as_str().expect("id").to_owned();
+            assert!(open.contains(&id), "an answer without its call: {body}");
+            open.retain(|other| *other != id);
+            continue;
+        }
+        assert!(open.is_empty(), "a call without its answer: {body}");
+        for call in message["tool_calls"].as_array().into_iter().flatten() {
+            assert!(call["function"]["arguments"].is_string());
+            open.push(call["id"].as_str().expect("id").to_owned());
+        }
+    }
+    assert!(open.is_empty(), "a call without its answer: {body}");
+}
+
+fn assert_valid_anthropic(body: &Value) {
+    let messages = body["messages"].as_array().expect("messages");
+    assert_eq!(messages[0]["role"], "user", "{body}");
+    let mut open: Vec<String> = Vec::new();
+    let mut role = "assistant";
+    for message in messages {
+        assert_ne!(message["role"], role, "roles alternate: {body}");
+        role = message["role"].as_str().expect("role");
+        let blocks = match &message["content"] {
+            Value::String(text) => vec![json!({"type": "text", "text": text})],
+            blocks => blocks.as_array().expect("blocks").clone(),
+        };
+        assert!(!blocks.is_empty(), "an empty message: {body}");
+        let mut asked = Vec::new();
+        for block in &blocks {
+            match block["type"].as_str().expect("type") {
+                "text" => assert_ne!(block["text"], "", "an empty text: {body}"),
+                "tool_use" => {
+                    assert!(block["input"].is_object(), "{body}");
+                    asked.push(block["id"].as_str().expect("id").to_owned());
+                }
+                "tool_result" => {
+                    let id = block["tool_use_id"].as_str().expect("id");
+                    assert!(open.iter().any(|other| other == id), "{body}");
+                    open.retain(|other| other != id);
+                }
+                _ => {}
+            }
+        }
+        assert!(open.is_empty(), "a call without its answer in the next message: {body}");
+        open = asked;
+    }
+    assert!(open.is_empty(), "a call without its answer: {body}");
+}
+
+fn simulate(bytes: Vec<u8>) -> Simulation {
+    let mut dice = Dice(bytes.into_iter());
+    let mut run = Simulation::new(&mut dice);
+    for _ in 0..500 {
+        if !run.advance(&mut dice) {
+            return run;
+        }
+        run.disturb(&mut dice);
+    }
+    panic!("a run must end: {:?}", run.folded.status);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_run_folds_replays_and_ends_whatever_happens(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let run = simulate(bytes);
+        let finals = run.log.iter().filter(|entry| entry.event_type.is_final()).count();
+        prop_assert_eq!(finals, 1, "exactly one final event");
+        prop_assert!(run.log.last().is_some_and(|entry| entry.event_type.is_final()), "it is the last");
+        for (seq, entry) in (1..).zip(&run.log) {
+            prop_assert_eq!(entry.seq, seq, "contiguous from 1");
+        }
+        for turn in &run.folded.steps {
+            prop_assert!(turn.closed.is_some(), "no step stays open");
+            prop_assert!(turn.calls.iter().all(|call| !call.is_open()), "no call stays unanswered");
+        }
+        let (end, _) = run.folded.ended.as_ref().expect("ended");
+        let sum = run.folded.steps.iter().filter_map(|turn| turn.closed.as_ref())
+            .fold(Usage::default(), |sum, closed| sum.plus(&closed.end.usage));
+        prop_assert_eq!(end.usage, sum, "the run's usage is the sum of its steps'");
+    }
+}
+
+#[test]
+fn the_random_engines_really_meet_every_kind_of_end_and_disturbance() {
+    let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
+    let (mut requests, mut crashes, mut guests) = (0, 0, 0);
+    let mut state = 7_u64;
+    for _ in 0..2_000 {
+        let bytes = (0..300).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            u8::try_from(state >> 56).expect("a byte")
+        });
+        let run = simulate(bytes.collect());
+        *ends.entry(run.folded.status.as_str()).or_default() += 1;
+        requests += run.requests;
+        crashes += run.crashes;
+        guests += run.guests;
+    }
+    for end in ["completed", "incomplete", "failed", "cancelled", "expired"] {
+        assert!(ends.get(end).is_some_and(|n| *n >= 10), "{end}: {ends:?}");
+    }
+    assert!(requests > 2_000 && crashes > 200 && guests > 200, "{requests} {crashes} {guests}");
+}
+
+#[test]
+fn a_call_that_must_not_be_repeated_is_asked_about_after_a_crash() {
+    let mut dice = Dice(vec![].into_iter());
+    let mut run = Simulation::new(&mut dice);
+    run.push(write::started(&run.folded));
+    run.push(write::step_started(&run.folded, &run.plan, 1));
+    let calls = vec![RequestedCall { tool: "echo".to_owned(), arguments: "{\"text\":\"a\"}".into() }];
+    let answer = ModelAnswer {
+        content: String::new(),
+        reasoning: String::new(),
+        tool_calls: calls,
+        finish_reason: FinishReason::ToolCalls,
+        usage: Usage::default(),
+        provider_state: None,
+    };
+    let mut events = write::answered(1, &run.plan, answer, &mut run.clock.clone());
+    for event in &mut events {
+        if let Event::ToolCallCreated(created) = event {
+            created.effect = Effect::Once;
+        }
+    }
+    run.push(events);
+    let call = run.folded.open_step().expect("open").calls[0].clone();
+    run.push(vec![write::call_started(1, &call, &run.plan)]);
+    let none = HashSet::new();
+    let now = Now { at: run.now, in_flight: &none, log_events: 5, log_bytes: 0 };
+    assert_eq!(decide(&run.folded, &run.plan, &now), Decision::AskOutcome(vec![call.call_id]));
+}

@@ -1,0 +1,152 @@
+//! A real server: the binary, as a process, on a database and a port of its own.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use super::client::Client;
+
+/// How long a server may take to say that it listens.
+const START: Duration = Duration::from_secs(60);
+/// How long it may take to stop when it is asked to.
+const STOP: Duration = Duration::from_secs(40);
+
+/// A folder of its own, removed when it goes.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("stepwell-it-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a server is started with; it may be started again with the same.
+pub struct Setup {
+    pub database_url: String,
+    pub yaml: String,
+    pub env: Vec<(String, String)>,
+    folder: Folder,
+}
+
+impl Setup {
+    pub fn new(database_url: impl Into<String>, yaml: impl Into<String>) -> Self {
+        Self {
+            database_url: database_url.into(),
+            yaml: yaml.into(),
+            env: Vec::new(),
+            folder: Folder::new(),
+        }
+    }
+
+    pub fn with_env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub async fn start(&self) -> Server {
+        let config = self.folder.path().join("stepwell.yaml");
+        std::fs::write(&config, &self.yaml).expect("the configuration is written");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_stepwell"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+            .arg(&config)
+            .args(["--database-url", &self.database_url])
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .env("STEPWELL_LOG_FORMAT", "json")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (said, listens) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().expect("stderr"));
+        let lines = log.clone();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if let Some(address) = line.split("listening on http://").nth(1) {
+                    let end = address.find([' ', '"']).unwrap_or(address.len());
+                    let _ = said.send(address[..end].to_owned());
+                }
+                let mut log = lines.lock().expect("log");
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let address = tokio::task::spawn_blocking(move || listens.recv_timeout(START)).await;
+        let Ok(Ok(address)) = address else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the server did not start:\n{}", log.lock().expect("log"));
+        };
+        Server { child, client: Client::new(&format!("http://{address}")), log, address }
+    }
+}
+
+/// A server that runs.
+pub struct Server {
+    child: Child,
+    pub client: Client,
+    pub address: String,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("log").clone()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL: no good-byes.
+    pub fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("gone");
+    }
+
+    /// SIGTERM, and waits until it is gone.
+    pub async fn terminate(mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill");
+        assert!(sent.success(), "SIGTERM was sent");
+        let until = std::time::Instant::now() + STOP;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waited") {
+                return status;
+            }
+            assert!(std::time::Instant::now() < until, "it did not stop:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let log = self.log();
+        // A panic of the server is never fine, whatever a test looked at.
+        if log.contains("panicked at") && !std::thread::panicking() {
+            panic!("the server panicked:\n{log}");
+        }
+    }
+}
