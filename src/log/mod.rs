@@ -10,7 +10,6 @@
 //! What this room must never do: show anything before its commit, hold a queue for a reader, let what
 //! woke somebody be data, or guess the fate of a commit.
 
-
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -55,17 +54,44 @@ pub enum Erased {
 impl Log {
     /// Creates a run: durable when this returns. `row.node_id` is None and `row.due_at` is now: if
     /// this node's engine has a free slot, the log fills them in and hands the run over.
-    pub async fn create(&self, _run: NewRun) -> Result<Created> { todo!() }
+    pub async fn create(&self, _run: NewRun) -> Result<Created> {
+        todo!()
+    }
     /// The run as it is, from memory where that is current, else from the store.
-    pub async fn load_run(&self, _ws: WorkspaceId, _run_id: RunId) -> Result<Option<RunRecord>> { todo!() }
+    pub async fn load_run(&self, _ws: WorkspaceId, _run_id: RunId) -> Result<Option<RunRecord>> {
+        todo!()
+    }
     /// Asks the run to stop; nothing happens to one that has ended. The record is loaded afterwards.
-    pub async fn cancel(&self, _ws: WorkspaceId, _run_id: RunId, _key: Option<NewKey>) -> Result<GuestOutcome> { todo!() }
+    pub async fn cancel(
+        &self,
+        _ws: WorkspaceId,
+        _run_id: RunId,
+        _key: Option<NewKey>,
+    ) -> Result<GuestOutcome> {
+        todo!()
+    }
     /// Erases an ended run.
-    pub async fn erase(&self, _ws: WorkspaceId, _run_id: RunId, _key: Option<NewKey>) -> Result<Erased> { todo!() }
+    pub async fn erase(
+        &self,
+        _ws: WorkspaceId,
+        _run_id: RunId,
+        _key: Option<NewKey>,
+    ) -> Result<Erased> {
+        todo!()
+    }
     /// A cursor over the log: what comes after `after`.
-    pub fn follow(&self, _ws: WorkspaceId, _run_id: RunId, _after: i32) -> Cursor { todo!() }
+    pub fn follow(&self, _ws: WorkspaceId, _run_id: RunId, _after: i32) -> Cursor {
+        todo!()
+    }
     /// The run once it has ended or waits for somebody, or as it is after `patience`.
-    pub async fn settled(&self, _ws: WorkspaceId, _run_id: RunId, _patience: Duration) -> Result<Option<RunRecord>> { todo!() }
+    pub async fn settled(
+        &self,
+        _ws: WorkspaceId,
+        _run_id: RunId,
+        _patience: Duration,
+    ) -> Result<Option<RunRecord>> {
+        todo!()
+    }
 }
 
 /// A cursor over one run's log.
@@ -74,5 +100,7 @@ pub struct Cursor {}
 impl Cursor {
     /// The next events, at least one: waits until there are some. Cancel-safe. After the final event
     /// was given there is nothing more to ask for: do not call again.
-    pub async fn next(&mut self) -> Result<Vec<Entry>> { todo!() }
+    pub async fn next(&mut self) -> Result<Vec<Entry>> {
+        todo!()
+    }
 }

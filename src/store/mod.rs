@@ -383,11 +383,7 @@ pub trait Store: Send + Sync + 'static {
     async fn claim_due(&self, node_id: NodeId, now: Timestamp, limit: i64) -> Result<Vec<Claim>>;
 
     /// Claims runs of dead nodes: as [`Store::claim_due`], and counts a crash for each.
-    async fn claim_orphans(
-        &self,
-        node_id: NodeId,
-        limit: i64,
-    ) -> Result<Vec<Claim>>;
+    async fn claim_orphans(&self, node_id: NodeId, limit: i64) -> Result<Vec<Claim>>;
 
     /// The runs that this node owns, with their fences.
     async fn owned(&self, node_id: NodeId) -> Result<Vec<(RunId, i32)>>;
