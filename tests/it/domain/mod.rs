@@ -21,7 +21,8 @@ use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
 use stepwell::domain::write::{self, NewIds};
 use stepwell::domain::{transcript, tool::Effect};
-use stepwell::models::{anthropic, openai};
+use stepwell::models::anthropic;
+use stepwell::models::openai::{self, TokenLimit};
 
 /// A random engine's source of decisions: bytes, and zero once they are used up.
 struct Dice(std::vec::IntoIter<u8>);
@@ -110,6 +111,10 @@ impl Simulation {
             self.folded.apply(seq, self.now, event.clone()).expect("what is written folds");
             self.log.push(event.entry(self.run_id, seq, self.now).expect("entry"));
         }
+    }
+
+    /// What a driver on another node, or after a restart, makes of the same log.
+    fn assert_replay(&self) {
         let again = Folded::read(&self.log).expect("what is written reads back");
         assert_eq!(again, self.folded, "replay is stable");
     }
@@ -146,7 +151,7 @@ impl Simulation {
         let turn = self.folded.open_step().expect("open").clone();
         let request = transcript::request(&self.folded, &self.plan, turn.step, turn.attempt);
         assert_valid(&request.turns);
-        assert_valid_openai(&openai::body(&request, "max_tokens"));
+        assert_valid_openai(&openai::body(&request, TokenLimit::MaxTokens));
         assert_valid_anthropic(&anthropic::body(&request));
         self.requests += 1;
         if dice.roll(2) == 0 {
@@ -204,8 +209,9 @@ impl Simulation {
             return;
         }
         match dice.roll(24) {
-            0 => {
+            4 => {
                 self.crashes += 1;
+                self.assert_replay();
                 self.in_flight.clear();
                 let open = self.folded.open_step().filter(|t| t.message.is_none()).cloned();
                 if let Some(turn) = open {
@@ -407,6 +413,7 @@ fn simulate(bytes: Vec<u8>) -> Simulation {
     let mut run = Simulation::new(&mut dice);
     for _ in 0..500 {
         if !run.advance(&mut dice) {
+            run.assert_replay();
             return run;
         }
         run.disturb(&mut dice);
@@ -415,7 +422,7 @@ fn simulate(bytes: Vec<u8>) -> Simulation {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
 
     #[test]
     fn every_run_folds_replays_and_ends_whatever_happens(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
