@@ -1,1 +1,3 @@
 //! One test binary for everything that needs more than one function.
+
+mod house;
