@@ -45,12 +45,14 @@ pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
 
 fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
     // A word alone is taken for the name of a crate, so that "inof" would silence the whole log.
-    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_meant = |directive: &str| directive.contains(['=', '[']) || is_level(directive);
-    if !text.split(',').map(str::trim).all(is_meant) {
-        return Err(TelemetryError::Filter(text.to_owned()));
+    let directives: Vec<&str> = text.split(',').map(str::trim).collect();
+    let filter = EnvFilter::builder().parse(directives.join(","));
+    match filter {
+        Ok(filter) if directives.into_iter().all(is_meant) => Ok(filter),
+        _ => Err(TelemetryError::Filter(text.to_owned())),
     }
-    EnvFilter::builder().parse(text).map_err(|_| TelemetryError::Filter(text.to_owned()))
 }
 
 /// Whether a line is ours, or at least no trace of somebody's inner life.

@@ -71,16 +71,24 @@ pub(super) fn public_url(text: &str) -> Result<String, ConfigError> {
 
 /// An `http` or `https` address without query, fragment and user, without a slash at the end.
 pub(super) fn web(setting: &str, text: &str) -> Result<String, ConfigError> {
+    if text.contains('?') {
+        return Err(invalid(setting, "must not have a query"));
+    }
+    provider(setting, text).map(|url| url.trim_end_matches('/').to_owned())
+}
+
+/// An `http` or `https` address without fragment and user. Gateways may want a query in it.
+pub(super) fn provider(setting: &str, text: &str) -> Result<String, ConfigError> {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    let host = rest.and_then(|r| r.split('/').next()).unwrap_or_default();
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#' | '\\');
+    let host = rest.and_then(|r| r.split(['/', '?']).next()).unwrap_or_default();
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '#' | '\\');
     if host.is_empty() || host.starts_with(':') || text.contains(odd) {
         return Err(invalid(setting, "must be an address like https://agents.example.com"));
     }
     if host.contains('@') {
         return Err(invalid(setting, "must not hold a user or a password"));
     }
-    Ok(text.trim_end_matches('/').to_owned())
+    Ok(text.to_owned())
 }
 
 /// Origins that browsers may call from.

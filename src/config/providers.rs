@@ -43,7 +43,7 @@ pub struct ProviderConfig {
     pub name: String,
     /// The protocol it speaks.
     pub wire: Wire,
-    /// Where, without a slash at the end; for OpenAI's protocol with `/v1` or what stands for it.
+    /// Where, usually ending in `/v1`; may have a query.
     pub base_url: String,
     /// Its key, if it wants one.
     pub api_key: Option<SecretString>,
@@ -123,7 +123,7 @@ fn one(
         .ok_or_else(|| {
             invalid(format!("{at}.base_url"), "is missing, for example http://127.0.0.1:11434/v1")
         })?;
-    let base_url = address::web(&format!("{at}.base_url"), &base_url)?;
+    let base_url = address::provider(&format!("{at}.base_url"), &base_url)?;
     let api_key = match provider.api_key_env.as_deref().or(known.map(|k| k.api_key_env)) {
         None => None,
         Some(variable) => {

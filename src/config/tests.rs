@@ -172,7 +172,7 @@ fn prices_are_micro_dollars_and_cached_input_costs_like_input() {
 providers:
   local:
     kind: openai
-    base_url: http://127.0.0.1:11434/v1/
+    base_url: http://127.0.0.1:11434/v1/?api-version=1
     context_tokens: 8192
     prices:
       llama-3: { input_usd_per_million: 0.5, cached_input_usd_per_million: 0.1, output_usd_per_million: 1.5 }
@@ -195,7 +195,7 @@ providers:
     assert_eq!(price("builtin/echo").map(|p| p.output), Some(3_000_000));
     assert_eq!(catalogue.providers["local"].context_tokens, Some(8192));
     let [local] = config.providers() else { panic!("builtin is not called") };
-    assert_eq!(local.base_url, "http://127.0.0.1:11434/v1");
+    assert_eq!(local.base_url, "http://127.0.0.1:11434/v1/?api-version=1");
     assert_eq!(local.timeouts.idle, Duration::from_secs(45));
 }
 
