@@ -2,5 +2,7 @@
 
 mod domain;
 mod house;
+mod runs;
+mod store;
 mod store_pg;
 mod support;

@@ -1,0 +1,321 @@
+//! Group commit: a batch in one statement, and what to do when its answer was lost.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
+
+use sqlx::Row as _;
+use sqlx::types::Uuid;
+
+use crate::domain::ids::NodeId;
+use crate::store::{
+    Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, KeyRow, NewRun, Result, StoreError,
+};
+
+use super::connections::{Backend, Lease, Statement};
+use super::{PostgresStore, binding, failure, keys, statements};
+
+/// A node's flush, by what makes its number unique.
+pub(super) type FlushId = (NodeId, i16, i64);
+
+/// Takes the number of a batch in doubt. Waits for a backend that is still writing the batch.
+const TAKE: &str = "\
+insert into flushes (node_id, lane, n, at)
+values ($1, $2, $3, -1 - $4)
+on conflict do nothing";
+
+/// By the primary key of `flushes`.
+const TAKEN_BY: &str = "\
+select at
+from flushes
+where node_id = $1
+and lane = $2
+and n = $3";
+
+/// A number may serve another session by now; that one is left alone.
+const TERMINATE: &str = "\
+select pg_terminate_backend(pid)
+from pg_stat_activity
+where pid = $1
+and extract(epoch from backend_start)::float8 = $2";
+
+/// By the primary key of `runs`.
+const CREATED: &str = "\
+select v.run_id
+from unnest($1::uuid[]) v (run_id)
+join runs r
+on r.run_id = v.run_id";
+
+/// By the primary keys of `run_facts` and `run_deltas`.
+const WRITTEN: &str = "\
+select v.run_id
+from unnest($1::uuid[], $2::int[], $3::text[]) v (run_id, seq, data)
+where exists (
+    select 1
+    from run_facts f
+    where f.run_id = v.run_id
+    and f.seq = v.seq
+    and f.data = v.data
+) or exists (
+    select 1
+    from run_deltas d
+    where d.run_id = v.run_id
+    and d.seq = v.seq
+    and d.data = v.data
+)";
+
+/// By the primary key of `idempotency`.
+const KEYS: &str = "\
+select v.ord, i.fingerprint, i.resource
+from unnest($1::int[], $2::int[], $3::text[], $4::text[]) v (ord, workspace_id, scope, key)
+join idempotency i
+on i.workspace_id = v.workspace_id
+and i.scope = v.scope
+and i.key = v.key";
+
+/// By the primary key of `flushes`, the oldest of the lane first. A number that a resolver took stays:
+/// the batch that it keeps out may still be on its way.
+const TRIM: &str = "\
+delete from flushes
+where node_id = $1
+and lane = $2
+and n in (
+    select f.n
+    from flushes f
+    where f.node_id = $1
+    and f.lane = $2
+    and f.n < $3
+    and f.at between 0 and $4
+    order by f.n
+    limit 512
+)";
+
+/// Numbers that are kept whatever their age: a lane has one batch in doubt at most.
+const KEPT_NUMBERS: i64 = 4096;
+/// How long a number is kept: far longer than a statement can be under way.
+const KEPT_MILLIS: i64 = 3_600_000;
+/// A lane trims once in so many flushes, half of what it may delete then.
+const TRIM_EVERY: i64 = 256;
+
+impl PostgresStore {
+    pub(super) async fn flush_batch(&self, batch: &Batch) -> Result<BatchOutcome> {
+        let mut lease = self.journal.lease().await.map_err(failure::of_lease)?;
+        let backend = lease.backend();
+        let outcome = flush_in(&mut lease, batch).await;
+        if matches!(outcome, Err(StoreError::InDoubt(_)))
+            && let Some(backend) = backend
+        {
+            self.doubts().insert(id(batch), backend);
+        }
+        if outcome.is_ok() && batch.number % TRIM_EVERY == 0 {
+            trim(&mut lease, batch).await;
+        }
+        outcome
+    }
+
+    pub(super) async fn resolve_batch(&self, batch: &Batch) -> Result<Option<BatchOutcome>> {
+        // What is still in the old connection's way must not be in ours.
+        let mut lease = self.journal.fresh().await.map_err(failure::of_lease)?;
+        let take = || binding::flush(sqlx::query(TAKE), batch);
+        let taken = match lease.change(take()).await {
+            Err(error) if is_blocked(&error) => {
+                let backend = self.doubts().get(&id(batch)).copied();
+                if let Some(backend) = backend {
+                    let end = sqlx::query(TERMINATE).bind(backend.pid).bind(backend.started_at);
+                    lease.rows(end).await.map_err(failure::of_read)?;
+                }
+                lease.change(take()).await
+            }
+            answer => answer,
+        };
+        let outcome = if taken.map_err(failure::of_write)? == 1 {
+            None
+        } else {
+            let by = sqlx::query(TAKEN_BY)
+                .bind(batch.node_id.uuid())
+                .bind(batch.lane)
+                .bind(batch.number);
+            let row = lease.row(by).await.map_err(failure::of_read)?;
+            let at: Option<i64> =
+                row.map(|row| row.try_get("at")).transpose().map_err(failure::of_value)?;
+            match at {
+                // An earlier resolver of the same batch took it, and its answer was lost.
+                Some(..0) => None,
+                Some(_) => Some(rebuild(&mut lease, batch).await?),
+                None => return Err(StoreError::Corrupt("a flush that came and went".to_owned())),
+            }
+        };
+        self.doubts().remove(&id(batch));
+        Ok(outcome)
+    }
+
+    fn doubts(&self) -> std::sync::MutexGuard<'_, HashMap<FlushId, Backend>> {
+        self.in_doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const fn id(batch: &Batch) -> FlushId {
+    (batch.node_id, batch.lane, batch.number)
+}
+
+/// Whether somebody else holds what the statement waited for.
+fn is_blocked(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|e| e.code())
+        .is_some_and(|code| code == "55P03" || code == "57014")
+}
+
+async fn flush_in(lease: &mut Lease<'_>, batch: &Batch) -> Result<BatchOutcome> {
+    let creates: Vec<&NewRun> = batch.creates.iter().collect();
+    let appends: Vec<&Append> = batch.appends.iter().collect();
+    let number = |sql| binding::flush(sqlx::query(sql), batch);
+    let done = if creates.is_empty() {
+        let statement = if appends.iter().all(|append| is_for_the_eye(append)) {
+            binding::deltas(number(statements::DELTAS), &appends)
+        } else {
+            binding::appends(number(statements::APPENDS), &appends)
+        };
+        let appended = ids(lease, statement).await.map_err(failure::of_write)?;
+        Done { created: HashSet::new(), appended }
+    } else if appends.is_empty() || is_one_statement(&creates, &appends) {
+        let statement = create(batch, &creates, &appends)?;
+        let all = ids(lease, statement).await.map_err(failure::of_write)?;
+        // No run is in both.
+        Done { created: all.clone(), appended: all }
+    } else {
+        let first = create(batch, &creates, &[])?;
+        let then = binding::appends(number(statements::APPENDS_UNNUMBERED), &appends);
+        lease.begin().await.map_err(failure::of_read)?;
+        match in_turn(lease, first, then).await {
+            Ok(done) => {
+                lease.commit().await.map_err(failure::of_write)?;
+                done
+            }
+            Err(error) => {
+                lease.rollback().await;
+                return Err(failure::of_part(error));
+            }
+        }
+    };
+    outcome(lease, batch, &done).await.map_err(|error| match error {
+        // It is committed; only what became of its keys is not known yet.
+        StoreError::Unavailable(source) => StoreError::InDoubt(source),
+        other => other,
+    })
+}
+
+/// The runs for which something was written.
+struct Done {
+    created: HashSet<Uuid>,
+    appended: HashSet<Uuid>,
+}
+
+fn is_for_the_eye(append: &Append) -> bool {
+    append.update.is_none() && append.entries.iter().all(|entry| entry.event_type.is_delta())
+}
+
+/// Whether creations and appends can share a statement: no key is to be locked before the runs, and
+/// no append is to a run that the statement itself makes and therefore cannot see.
+fn is_one_statement(creates: &[&NewRun], appends: &[&Append]) -> bool {
+    let new: HashSet<_> = creates.iter().map(|create| create.row.run_id).collect();
+    creates.iter().all(|create| create.key.is_none())
+        && !appends.iter().any(|append| new.contains(&append.run_id))
+}
+
+fn create(batch: &Batch, creates: &[&NewRun], appends: &[&Append]) -> Result<Statement<'static>> {
+    let keyed = creates.iter().any(|create| create.key.is_some());
+    let sql = if keyed { statements::KEYED_CREATES } else { statements::CREATES_AND_APPENDS };
+    let statement = binding::appends(binding::flush(sqlx::query(sql), batch), appends);
+    let statement = binding::creates(statement, creates)?;
+    Ok(if keyed { binding::keys(statement, creates) } else { statement })
+}
+
+async fn in_turn(
+    lease: &mut Lease<'_>,
+    first: Statement<'_>,
+    then: Statement<'_>,
+) -> std::result::Result<Done, sqlx::Error> {
+    let created = ids(lease, first).await?;
+    let appended = ids(lease, then).await?;
+    Ok(Done { created, appended })
+}
+
+async fn ids(
+    lease: &mut Lease<'_>,
+    statement: Statement<'_>,
+) -> std::result::Result<HashSet<Uuid>, sqlx::Error> {
+    lease.rows(statement).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
+/// Puts what was written into the batch's order, and looks up who had the keys of what was not.
+async fn outcome(lease: &mut Lease<'_>, batch: &Batch, done: &Done) -> Result<BatchOutcome> {
+    let appends = batch
+        .appends
+        .iter()
+        .map(|append| {
+            if done.appended.contains(&append.run_id.uuid()) {
+                AppendOutcome::Written
+            } else {
+                AppendOutcome::Missed
+            }
+        })
+        .collect();
+    let is_created = |create: &NewRun| done.created.contains(&create.row.run_id.uuid());
+    let mut taken = HashMap::new();
+    if batch.creates.iter().any(|create| create.key.is_some() && !is_created(create)) {
+        taken = bound_keys(lease, batch).await?;
+    }
+    let creates = (0_i32..)
+        .zip(&batch.creates)
+        .map(|(ord, create)| {
+            if is_created(create) {
+                return CreateOutcome::Created;
+            }
+            taken.remove(&ord).map_or(CreateOutcome::AgentMoved, CreateOutcome::KeyTaken)
+        })
+        .collect();
+    Ok(BatchOutcome { creates, appends })
+}
+
+/// The rows of the batch's keys that are bound, by the creation's place in the batch.
+async fn bound_keys(lease: &mut Lease<'_>, batch: &Batch) -> Result<HashMap<i32, KeyRow>> {
+    let keyed = || {
+        (0_i32..).zip(&batch.creates).filter_map(|(ord, c)| c.key.as_ref().map(|new| (ord, &new.key)))
+    };
+    let query = sqlx::query(KEYS)
+        .bind(keyed().map(|(ord, _)| ord).collect::<Vec<_>>())
+        .bind(keyed().map(|(_, key)| key.workspace_id.0).collect::<Vec<_>>())
+        .bind(keyed().map(|(_, key)| key.scope).collect::<Vec<_>>())
+        .bind(keyed().map(|(_, key)| key.key.as_str()).collect::<Vec<_>>());
+    let rows = lease.rows(query).await.map_err(failure::of_read)?;
+    let read = |row| Ok((sqlx::Row::try_get(row, "ord").map_err(failure::of_value)?, keys::read(row)?));
+    rows.iter().map(read).collect()
+}
+
+/// What became of a batch that is in, read back from what it wrote: an append is known by its last
+/// event, a creation by its run.
+async fn rebuild(lease: &mut Lease<'_>, batch: &Batch) -> Result<BatchOutcome> {
+    let created: Vec<Uuid> = batch.creates.iter().map(|c| c.row.run_id.uuid()).collect();
+    let created = ids(lease, sqlx::query(CREATED).bind(created)).await.map_err(failure::of_read)?;
+    let last: Vec<_> = batch
+        .appends
+        .iter()
+        .filter_map(|append| append.entries.last().map(|entry| (append.run_id.uuid(), entry)))
+        .collect();
+    let written = sqlx::query(WRITTEN)
+        .bind(last.iter().map(|(run_id, _)| *run_id).collect::<Vec<_>>())
+        .bind(last.iter().map(|(_, entry)| entry.seq).collect::<Vec<_>>())
+        .bind(last.iter().map(|(_, entry)| entry.text()).collect::<Vec<_>>());
+    let appended = ids(lease, written).await.map_err(failure::of_read)?;
+    outcome(lease, batch, &Done { created, appended }).await
+}
+
+/// Deletes old numbers of the lane, a few at a time. Best effort: what is left goes next time.
+async fn trim(lease: &mut Lease<'_>, batch: &Batch) {
+    let query = sqlx::query(TRIM)
+        .bind(batch.node_id.uuid())
+        .bind(batch.lane)
+        .bind(batch.number.saturating_sub(KEPT_NUMBERS))
+        .bind(batch.at.millis().saturating_sub(KEPT_MILLIS));
+    let _ = lease.change(query).await;
+}

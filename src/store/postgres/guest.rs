@@ -1,0 +1,204 @@
+//! Writes of everybody who is not the driver: lock the run, decide, append.
+
+use sqlx::FromRow;
+
+use crate::domain::event::Entry;
+use crate::domain::money::Usd;
+use crate::domain::time::Timestamp;
+use crate::store::rows::{self, RunFields};
+use crate::store::{
+    GuestDecision, GuestOutcome, GuestWrite, Locked, Result, RunRecord, RunUpdate, StoreError,
+};
+
+use super::connections::Lease;
+use super::runs::run_columns;
+use super::{PostgresStore, binding, failure, keys};
+
+/// By the primary keys of `runs` and `run_bodies`. The newest delta is read under the lock, by the
+/// next statement: this one's snapshot may be older than what it waited for.
+const LOCK: &str = concat!(
+    "select ",
+    run_columns!(),
+    ",
+    r.fact_seq as last_seq
+from runs r
+join run_bodies b
+on b.run_id = r.run_id
+where r.workspace_id = $1
+and r.run_id = $2
+and r.deleted_at is null
+for update of r"
+);
+
+/// By the primary keys of `run_facts` and `run_deltas`. The row without data is the newest delta.
+const LOG: &str = "\
+select f.seq, f.kind, f.data
+from run_facts f
+where f.run_id = $1
+union all
+select max(d.seq), null, null
+from run_deltas d
+where d.run_id = $1";
+
+/// By the primary key of `runs`, whose row is locked.
+const APPEND: &str = "\
+with facts as (
+    insert into run_facts (run_id, seq, kind, data)
+    select $2, v.seq, v.kind, v.data
+    from unnest($3::int[], $4::smallint[], $5::text[]) v (seq, kind, data)
+)
+update runs r
+set rev = r.rev + 1,
+    status = $6,
+    fact_seq = $7,
+    crashes = case when $8 > r.steps_completed then 0 else r.crashes end,
+    steps_completed = $8,
+    input_tokens = $9,
+    cached_input_tokens = $10,
+    output_tokens = $11,
+    reasoning_tokens = $12,
+    cost_micros = $13,
+    status_message = $14,
+    started_at = $15,
+    completed_at = $16,
+    node_id = case $17 when 1 then null else r.node_id end,
+    due_at = case
+        when $17 = 1 or ($17 = 2 and r.node_id is null) then $18
+        else r.due_at
+    end
+where r.workspace_id = $1
+and r.run_id = $2";
+
+/// By primary keys. What people wrote goes; what the run cost stays.
+const ERASE: &str = "\
+with bodies as (
+    delete from run_bodies b
+    where b.run_id = $2
+), labels as (
+    delete from run_labels l
+    using unnest($4::text[], $5::text[]) v (key, value)
+    where l.workspace_id = $1
+    and l.key = v.key
+    and l.value = v.value
+    and l.run_id = $2
+), facts as (
+    delete from run_facts f
+    where f.run_id = $2
+), deltas as (
+    delete from run_deltas d
+    where d.run_id = $2
+)
+update runs r
+set rev = r.rev + 1,
+    deleted_at = $3,
+    node_id = null,
+    due_at = null,
+    status_message = null,
+    end_user_id = null
+where r.workspace_id = $1
+and r.run_id = $2";
+
+impl PostgresStore {
+    pub(super) async fn guest_write(&self, write: &GuestWrite) -> Result<GuestOutcome> {
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        lease.begin().await.map_err(failure::of_read)?;
+        let outcome = guest_in(&mut lease, write).await;
+        if matches!(outcome, Ok(GuestOutcome::Done { .. })) {
+            lease.commit().await.map_err(failure::of_write)?;
+        } else {
+            lease.rollback().await;
+        }
+        outcome
+    }
+}
+
+async fn guest_in(lease: &mut Lease<'_>, write: &GuestWrite) -> Result<GuestOutcome> {
+    // Keys before runs, as everywhere.
+    if let keys::Bound::Before(row) = keys::bind(lease, write.key.as_ref()).await? {
+        return Ok(GuestOutcome::KeyTaken(row));
+    }
+    let Some(locked) = lock(lease, write).await? else { return Ok(GuestOutcome::Absent) };
+    let decision = (write.decide)(&locked).map_err(StoreError::Corrupt)?;
+    let appended = match decision {
+        GuestDecision::Nothing => Vec::new(),
+        GuestDecision::Append { facts, update } => {
+            append(lease, &locked.record, &facts, &update).await?;
+            facts
+        }
+        GuestDecision::Erase { at } => {
+            erase(lease, &locked.record, at).await?;
+            Vec::new()
+        }
+    };
+    Ok(GuestOutcome::Done { node_id: locked.record.row.node_id, appended })
+}
+
+async fn lock(lease: &mut Lease<'_>, write: &GuestWrite) -> Result<Option<Locked>> {
+    let run_id = write.run_id.uuid();
+    let query = sqlx::query(LOCK).bind(write.workspace_id.0).bind(run_id);
+    let Some(row) = lease.row(query).await.map_err(failure::of_read)? else { return Ok(None) };
+    let mut record = RunFields::from_row(&row).map_err(failure::of_value)?.record()?;
+    let log = lease.rows(sqlx::query(LOG).bind(run_id)).await.map_err(failure::of_read)?;
+    let mut facts = Vec::with_capacity(log.len());
+    for row in &log {
+        let (seq, kind, data): (Option<i32>, Option<i16>, Option<String>) =
+            FromRow::from_row(row).map_err(failure::of_value)?;
+        match (seq, data) {
+            (Some(seq), Some(data)) => facts.push(rows::entry(seq, kind, data)?),
+            (Some(newest), None) => record.last_seq = record.last_seq.max(newest),
+            (None, _) => {}
+        }
+    }
+    facts.sort_unstable_by_key(|fact: &Entry| fact.seq);
+    Ok(Some(Locked { record, facts }))
+}
+
+async fn append(
+    lease: &mut Lease<'_>,
+    record: &RunRecord,
+    facts: &[Entry],
+    update: &RunUpdate,
+) -> Result<()> {
+    let mut follows = (record.last_seq.saturating_add(1)..).zip(facts);
+    if facts.is_empty()
+        || !follows.all(|(seq, fact)| fact.seq == seq && !fact.event_type.is_delta())
+    {
+        return Err(rows::corrupt("a guest's facts", "they do not follow the log"));
+    }
+    let (owner, due_at) = binding::owner(update.owner);
+    let query = sqlx::query(APPEND)
+        .bind(record.row.workspace_id.0)
+        .bind(record.row.run_id.uuid())
+        .bind(facts.iter().map(|fact| fact.seq).collect::<Vec<_>>())
+        .bind(facts.iter().map(|fact| fact.event_type.code()).collect::<Vec<_>>())
+        .bind(facts.iter().map(Entry::text).collect::<Vec<_>>())
+        .bind(update.status.code())
+        .bind(update.fact_seq)
+        .bind(update.steps_completed)
+        .bind(rows::stored_count(update.usage.input_tokens))
+        .bind(rows::stored_count(update.usage.cached_input_tokens))
+        .bind(rows::stored_count(update.usage.output_tokens))
+        .bind(rows::stored_count(update.usage.reasoning_tokens))
+        .bind(update.cost.map(Usd::micros))
+        .bind(update.status_message.as_deref())
+        .bind(update.started_at.map(Timestamp::millis))
+        .bind(update.completed_at.map(Timestamp::millis))
+        .bind(owner)
+        .bind(due_at);
+    one_row(lease.change(query).await.map_err(failure::of_read)?)
+}
+
+async fn erase(lease: &mut Lease<'_>, record: &RunRecord, at: Timestamp) -> Result<()> {
+    let labels = &record.body.metadata;
+    let query = sqlx::query(ERASE)
+        .bind(record.row.workspace_id.0)
+        .bind(record.row.run_id.uuid())
+        .bind(at.millis())
+        .bind(labels.keys().map(String::as_str).collect::<Vec<_>>())
+        .bind(labels.values().map(String::as_str).collect::<Vec<_>>());
+    one_row(lease.change(query).await.map_err(failure::of_read)?)
+}
+
+fn one_row(changed: u64) -> Result<()> {
+    if changed == 1 { Ok(()) } else { Err(rows::corrupt("runs", "a locked row is not there")) }
+}

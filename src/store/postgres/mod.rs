@@ -1,0 +1,364 @@
+//! Postgres: for production, and for more than one node.
+//!
+//! - [`connections`]: a few connections, of which a broken one is never used again.
+//! - [`settings`]: what is set on each, and what the server must have.
+//! - [`failure`]: what an error means.
+//! - [`statements`], [`binding`], [`flush`]: group commit, and batches in doubt.
+//! - [`guest`], [`log`], [`runs`], [`agents`], [`keys`], [`nodes`]: the other operations by room.
+//!
+//! What this room must never do: build SQL at run time, hold a transaction across anything but SQL,
+//! or put a connection back whose last answer is not known.
+//!
+//! To add a method: the trait in `store/mod.rs` first, then a constant with the index that it relies
+//! on in the comment, then its line in `impl Store` below. Writes that commit map their errors with
+//! `failure::of_write`, everything else with `failure::of_read`.
+
+mod agents;
+mod binding;
+mod connections;
+mod failure;
+mod flush;
+mod guest;
+mod keys;
+mod log;
+mod nodes;
+mod runs;
+mod settings;
+mod statements;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::Row as _;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+
+use crate::domain::agent::Agent;
+use crate::domain::event::Entry;
+use crate::domain::ids::{AgentId, NodeId, RunId, WorkspaceId};
+use crate::domain::page::{Listed, Page};
+use crate::domain::time::Timestamp;
+
+use super::{
+    Batch, BatchOutcome, Claim, Driveable, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
+    LogRange, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError, Written,
+};
+use connections::{Backend, Connections};
+use flush::FlushId;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// The schema that this version writes.
+const SCHEMA_VERSION: i32 = 1;
+
+/// How long a flush may take; longer than the server's own limit for a statement.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(6);
+/// How long anything else may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// One flush at a time keeps a lane in order; a second connection is for a second lane or a resolver.
+const JOURNAL_CONNECTIONS: u32 = 2;
+/// Days for which partitions of `run_deltas` are made ahead.
+const PARTITIONS_AHEAD: i32 = 7;
+
+/// A real write, so that a full disk and a server turned read-only show. All of `meta`: one row.
+const PING: &str = "\
+update meta
+set schema_version = schema_version";
+
+const MAKE_PARTITIONS: &str = "select make_delta_partitions(current_date, $1)";
+
+/// All of `meta`: one row.
+const META: &str = "\
+select min_reader_version
+from meta";
+
+/// How to use a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Connections for everything but flushes, which have two of their own.
+    pub max_connections: u32,
+    /// Use a server even if it may lose what it committed.
+    pub unsafe_durability: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { max_connections: 16, unsafe_durability: false }
+    }
+}
+
+/// A Postgres database.
+pub struct PostgresStore {
+    options: PgConnectOptions,
+    journal: Connections,
+    general: Connections,
+    /// Who was writing the batches whose answers were lost.
+    in_doubt: Mutex<HashMap<FlushId, Backend>>,
+}
+
+impl PostgresStore {
+    /// Connects to the database of a `postgres://` URL, and checks that it keeps what it commits.
+    /// Touches no table: see [`PostgresStore::migrate`].
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] for an unreadable URL, a server that is too old or unsafe settings;
+    /// [`StoreError::Unavailable`] when it cannot be reached.
+    pub async fn open(url: &str, options: Options) -> Result<Self> {
+        // The parser's error could quote the URL, password included.
+        let server: PgConnectOptions = url.parse().map_err(|_: sqlx::Error| {
+            StoreError::Unusable(
+                "The database URL cannot be read. It looks like \
+                 postgres://user:password@host:5432/database."
+                    .to_owned(),
+            )
+        })?;
+        let server = server.application_name("stepwell");
+        let general = Connections::new(
+            &server,
+            settings::GENERAL,
+            options.max_connections.max(1),
+            DEADLINE,
+        );
+        let journal =
+            Connections::new(&server, settings::JOURNAL, JOURNAL_CONNECTIONS, FLUSH_DEADLINE);
+        let store = Self { options: server, journal, general, in_doubt: Mutex::default() };
+        let mut lease = store.general.lease().await.map_err(failure::of_lease)?;
+        settings::check(&mut lease, options.unsafe_durability).await?;
+        drop(lease);
+        Ok(store)
+    }
+
+    /// Brings the schema up to this version, one node at a time, and makes the partitions of the next
+    /// days. A newer schema is left alone if it says that this version can still read it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] when a migration failed or the schema is too new.
+    pub async fn migrate(&self) -> Result<()> {
+        let mut connection = self.options.connect().await.map_err(failure::of_lease)?;
+        connection.execute(settings::MIGRATION).await.map_err(failure::of_read)?;
+        let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
+        // During a rolling upgrade the schema may be ahead of this node.
+        migrator.set_ignore_missing(true);
+        migrator
+            .run(&mut connection)
+            .await
+            .map_err(|e| StoreError::Unusable(format!("The database cannot be migrated: {e}")))?;
+        let _ = connection.close().await;
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        let row = lease.row(sqlx::query(META)).await.map_err(failure::of_read)?;
+        let row = row.ok_or_else(|| StoreError::Corrupt("meta is empty".to_owned()))?;
+        let oldest: i32 = row.try_get(0).map_err(failure::of_value)?;
+        if oldest > SCHEMA_VERSION {
+            return Err(StoreError::Unusable(format!(
+                "The database has a schema that needs a newer Stepwell: it can be read from schema \
+                 version {oldest} on, and this is {SCHEMA_VERSION}."
+            )));
+        }
+        drop(lease);
+        self.make_partitions().await
+    }
+
+    /// Makes the partitions of `run_deltas` for the next week; those that exist stay. To be called at
+    /// start and once a day. Without it writes go on, into a partition that retention cannot drop.
+    ///
+    /// # Errors
+    /// As every write.
+    pub async fn make_partitions(&self) -> Result<()> {
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        let query = sqlx::query(MAKE_PARTITIONS).bind(PARTITIONS_AHEAD + 1);
+        lease.rows(query).await.map(drop).map_err(failure::of_write)
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn ping(&self) -> Result<()> {
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        lease.change(sqlx::query(PING)).await.map(drop).map_err(failure::of_write)
+    }
+
+    async fn close(&self) {
+        self.journal.close().await;
+        self.general.close().await;
+    }
+
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
+    fn flush_interval(&self) -> Duration {
+        Duration::from_millis(4)
+    }
+
+    async fn find_key(&self, key: &IdempotencyKey) -> Result<Option<KeyRow>> {
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        keys::find(&mut lease, key).await
+    }
+
+    async fn insert_agent(
+        &self,
+        workspace_id: WorkspaceId,
+        agent: &Agent,
+        key: Option<&NewKey>,
+    ) -> Result<Written<bool>> {
+        self.insert_agent_row(workspace_id, agent, key).await
+    }
+
+    async fn load_agent(
+        &self,
+        workspace_id: WorkspaceId,
+        agent_id: &AgentId,
+        version: Option<i32>,
+    ) -> Result<Option<Agent>> {
+        self.load_agent_row(workspace_id, agent_id, version).await
+    }
+
+    async fn list_agents(
+        &self,
+        workspace_id: WorkspaceId,
+        page: &Page<AgentId>,
+    ) -> Result<Listed<Agent>> {
+        self.list_agent_rows(workspace_id, page).await
+    }
+
+    async fn list_agent_versions(
+        &self,
+        workspace_id: WorkspaceId,
+        agent_id: &AgentId,
+        page: &Page<i32>,
+    ) -> Result<Listed<Agent>> {
+        self.list_agent_version_rows(workspace_id, agent_id, page).await
+    }
+
+    async fn insert_agent_version(
+        &self,
+        workspace_id: WorkspaceId,
+        agent: &Agent,
+        key: Option<&NewKey>,
+    ) -> Result<Written<bool>> {
+        self.insert_agent_version_row(workspace_id, agent, key).await
+    }
+
+    async fn archive_agent(
+        &self,
+        workspace_id: WorkspaceId,
+        agent_id: &AgentId,
+        at: Timestamp,
+        key: Option<&NewKey>,
+    ) -> Result<Written<bool>> {
+        self.archive_agent_row(workspace_id, agent_id, at, key).await
+    }
+
+    async fn list_config_agents(&self, workspace_id: WorkspaceId) -> Result<Vec<Agent>> {
+        self.list_config_agent_rows(workspace_id).await
+    }
+
+    async fn flush(&self, batch: &Batch) -> Result<BatchOutcome> {
+        self.flush_batch(batch).await
+    }
+
+    async fn resolve(&self, batch: &Batch) -> Result<Option<BatchOutcome>> {
+        self.resolve_batch(batch).await
+    }
+
+    async fn guest(&self, write: GuestWrite) -> Result<GuestOutcome> {
+        self.guest_write(&write).await
+    }
+
+    async fn read_log(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        range: LogRange,
+    ) -> Result<Option<Vec<Entry>>> {
+        self.read_log_rows(workspace_id, run_id, range).await
+    }
+
+    async fn read_facts(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        above: i32,
+    ) -> Result<Vec<Entry>> {
+        self.read_fact_rows(workspace_id, run_id, above).await
+    }
+
+    async fn heads(&self, run_ids: &[RunId]) -> Result<Vec<(RunId, i32)>> {
+        self.head_rows(run_ids).await
+    }
+
+    async fn load_run(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+    ) -> Result<Option<RunRecord>> {
+        self.load_run_row(workspace_id, run_id).await
+    }
+
+    async fn list_runs(
+        &self,
+        workspace_id: WorkspaceId,
+        filter: &RunFilter,
+        page: &Page<RunId>,
+    ) -> Result<Listed<RunRecord>> {
+        self.list_run_rows(workspace_id, filter, page).await
+    }
+
+    async fn recent_durations(
+        &self,
+        workspace_id: WorkspaceId,
+        agent_id: &AgentId,
+    ) -> Result<Vec<i64>> {
+        self.recent_duration_rows(workspace_id, agent_id).await
+    }
+
+    async fn register_node(&self, node_id: NodeId, at: Timestamp) -> Result<()> {
+        self.register_node_row(node_id, at).await
+    }
+
+    async fn beat(&self, node_id: NodeId) -> Result<bool> {
+        self.beat_row(node_id).await
+    }
+
+    async fn other_nodes(&self, node_id: NodeId) -> Result<Vec<NodeBeat>> {
+        self.other_node_rows(node_id).await
+    }
+
+    async fn bury(&self, seen: NodeBeat) -> Result<bool> {
+        self.bury_row(seen).await
+    }
+
+    async fn retire_node(&self, node_id: NodeId) -> Result<()> {
+        self.retire_node_row(node_id).await
+    }
+
+    async fn claim_due(&self, node_id: NodeId, now: Timestamp, limit: i64) -> Result<Vec<Claim>> {
+        self.claim_due_rows(node_id, now, limit).await
+    }
+
+    async fn claim_orphans(&self, node_id: NodeId, limit: i64) -> Result<Vec<Claim>> {
+        self.claim_orphan_rows(node_id, limit).await
+    }
+
+    async fn owned(&self, node_id: NodeId) -> Result<Vec<(RunId, i32)>> {
+        self.owned_rows(node_id).await
+    }
+
+    async fn load_driveable(&self, node_id: NodeId, run_id: RunId) -> Result<Option<Driveable>> {
+        self.load_driveable_row(node_id, run_id).await
+    }
+
+    async fn release(
+        &self,
+        node_id: NodeId,
+        run_id: RunId,
+        rev: i32,
+        due_at: Timestamp,
+        status_message: Option<&str>,
+    ) -> Result<bool> {
+        self.release_row(nodes::Release { node_id, run_id, rev, due_at, status_message }).await
+    }
+}

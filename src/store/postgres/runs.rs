@@ -1,0 +1,383 @@
+//! Reading runs: one, and lists of them.
+
+use sqlx::postgres::PgRow;
+use sqlx::types::Uuid;
+use sqlx::{FromRow, Row as _};
+
+use crate::domain::event::Entry;
+use crate::domain::ids::{AgentId, ConversationId, NodeId, RunId, WorkspaceId};
+use crate::domain::page::{Listed, Order, Page, Scan};
+use crate::domain::run::RunStatus;
+use crate::domain::time::Timestamp;
+use crate::store::rows::{self, RunFields};
+use crate::store::{Driveable, Result, RunFilter, RunRecord, StoreError};
+
+use super::{PostgresStore, failure};
+
+/// What [`RunFields`] reads, but for `last_seq`.
+macro_rules! run_columns {
+    () => {
+        "\
+r.run_id, r.workspace_id, r.agent_id, r.agent_version, r.status, r.node_id, r.rev, r.epoch,
+    r.due_at, r.crashes, r.fact_seq, r.steps_completed, r.input_tokens, r.cached_input_tokens,
+    r.output_tokens, r.reasoning_tokens, r.cost_micros, r.status_message, r.conversation_id,
+    r.parent_run_id, r.forked_from_run_id, r.end_user_id, r.created_at, r.started_at,
+    r.completed_at, b.model, b.config, b.max_steps, b.estimated_cost_micros, b.metadata"
+    };
+}
+pub(super) use run_columns;
+
+/// By the primary key of `run_deltas`. Nothing follows a final event, so an ended run (a status of 10
+/// and above) needs no look at its deltas.
+macro_rules! last_seq {
+    () => {
+        "\
+case
+        when r.status >= 10 then r.fact_seq
+        else greatest(r.fact_seq, (select max(d.seq) from run_deltas d where d.run_id = r.run_id))
+    end as last_seq"
+    };
+}
+pub(super) use last_seq;
+
+/// The newest fact of a run that ended or (3) waits for somebody. By the primary key of `run_facts`.
+macro_rules! newest_fact {
+    () => {
+        "
+left join run_facts newest
+on newest.run_id = r.run_id
+and newest.seq = r.fact_seq
+and (r.status >= 10 or r.status = 3)"
+    };
+}
+
+/// By primary keys.
+const LOAD: &str = concat!(
+    "select ",
+    run_columns!(),
+    ", ",
+    last_seq!(),
+    ",
+    first.seq as first_seq, first.kind as first_kind, first.data as first_data,
+    newest.seq as newest_seq, newest.kind as newest_kind, newest.data as newest_data
+from runs r
+join run_bodies b
+on b.run_id = r.run_id
+left join run_facts first
+on first.run_id = r.run_id
+and first.seq = 1",
+    newest_fact!(),
+    "
+where r.workspace_id = $1
+and r.run_id = $2
+and r.deleted_at is null"
+);
+
+/// By primary keys, in one snapshot: the row says what the log is folded to.
+const DRIVEABLE: &str = concat!(
+    "select ",
+    run_columns!(),
+    ",
+    greatest(r.fact_seq, deltas.newest) as last_seq,
+    facts.seqs, facts.kinds, facts.texts,
+    coalesce(facts.bytes, 0) + coalesce(deltas.bytes, 0) as bytes
+from runs r
+join run_bodies b
+on b.run_id = r.run_id
+cross join lateral (
+    select array_agg(f.seq) as seqs, array_agg(f.kind) as kinds, array_agg(f.data) as texts,
+        sum(octet_length(f.data)) as bytes
+    from (
+        select f.seq, f.kind, f.data
+        from run_facts f
+        where f.run_id = r.run_id
+        order by f.seq
+    ) f
+) facts
+cross join lateral (
+    select max(d.seq) as newest, sum(octet_length(d.data)) as bytes
+    from run_deltas d
+    where d.run_id = r.run_id
+) deltas
+where r.run_id = $1
+and r.node_id = $2
+and r.deleted_at is null"
+);
+
+/// The conditions that no index leads: $5 agent, $6 statuses, $7 conversation, $8 parent, $9 end user,
+/// $10 and $11 times, $12 and $13 pairs of metadata (by the primary key of `run_labels`).
+macro_rules! conditions {
+    () => {
+        "
+and r.deleted_at is null
+and ($5::text is null or r.agent_id = $5)
+and (cardinality($6::smallint[]) = 0 or r.status = any($6))
+and ($7::uuid is null or r.conversation_id = $7)
+and ($8::uuid is null or r.parent_run_id = $8)
+and ($9::text is null or r.end_user_id = $9)
+and r.created_at >= $10
+and r.created_at <= $11
+and not exists (
+    select 1
+    from unnest($12::text[], $13::text[]) v (key, value)
+    where not exists (
+        select 1
+        from run_labels l
+        where l.workspace_id = $1
+        and l.key = v.key
+        and l.value = v.value
+        and l.run_id = r.run_id
+    )
+)"
+    };
+}
+
+/// One page of ids, cut out by an index, and then what belongs to each.
+macro_rules! list {
+    ($page:expr, $order:literal) => {
+        concat!(
+            "select ",
+            run_columns!(),
+            ", ",
+            last_seq!(),
+            ",
+    newest.seq as newest_seq, newest.kind as newest_kind, newest.data as newest_data
+from (",
+            $page,
+            " order by r.run_id ",
+            $order,
+            " limit $4) r
+join run_bodies b
+on b.run_id = r.run_id",
+            newest_fact!(),
+            " order by r.run_id ",
+            $order
+        )
+    };
+}
+
+/// By `runs_by_workspace`.
+macro_rules! by_workspace {
+    () => {
+        concat!(
+            "
+select r.*
+from runs r
+where r.workspace_id = $1
+and r.run_id > $2
+and r.run_id < $3",
+            conditions!()
+        )
+    };
+}
+
+/// By `runs_by_agent`.
+macro_rules! by_agent {
+    () => {
+        concat!(
+            "
+select r.*
+from runs r
+where r.workspace_id = $1
+and r.agent_id = $5
+and r.run_id > $2
+and r.run_id < $3",
+            conditions!()
+        )
+    };
+}
+
+/// By `runs_by_status`, a page of each status: one scan cannot follow several of them in order.
+macro_rules! by_status {
+    ($order:literal) => {
+        concat!(
+            "
+select r.*
+from unnest($6::smallint[]) s (status)
+cross join lateral (
+    select r.*
+    from runs r
+    where r.workspace_id = $1
+    and r.status = s.status
+    and r.run_id > $2
+    and r.run_id < $3",
+            conditions!(),
+            "
+    order by r.run_id ",
+            $order,
+            "
+    limit $4
+) r"
+        )
+    };
+}
+
+/// By the primary key of `run_labels`, along the first pair.
+macro_rules! by_label {
+    () => {
+        concat!(
+            "
+select r.*
+from run_labels first
+join runs r
+on r.run_id = first.run_id
+where first.workspace_id = $1
+and first.key = ($12::text[])[1]
+and first.value = ($13::text[])[1]
+and first.run_id > $2
+and first.run_id < $3
+and r.workspace_id = $1",
+            conditions!()
+        )
+    };
+}
+
+const BY_WORKSPACE_ASC: &str = list!(by_workspace!(), "asc");
+const BY_WORKSPACE_DESC: &str = list!(by_workspace!(), "desc");
+const BY_AGENT_ASC: &str = list!(by_agent!(), "asc");
+const BY_AGENT_DESC: &str = list!(by_agent!(), "desc");
+const BY_STATUS_ASC: &str = list!(by_status!("asc"), "asc");
+const BY_STATUS_DESC: &str = list!(by_status!("desc"), "desc");
+const BY_LABEL_ASC: &str = list!(by_label!(), "asc");
+const BY_LABEL_DESC: &str = list!(by_label!(), "desc");
+
+/// By `runs_by_agent`, backwards. An agent whose runs all fail must not cost a walk through its past:
+/// what is older than its 1,000 newest runs tells nothing.
+const DURATIONS: &str = "\
+select r.completed_at - r.created_at
+from (
+    select r.run_id, r.status, r.created_at, r.completed_at, r.deleted_at
+    from runs r
+    where r.workspace_id = $1
+    and r.agent_id = $2
+    order by r.run_id desc
+    limit 1000
+) r
+where r.status = $3
+and r.completed_at is not null
+and r.deleted_at is null
+order by r.run_id desc
+limit 50";
+
+impl PostgresStore {
+    pub(super) async fn load_run_row(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+    ) -> Result<Option<RunRecord>> {
+        let query = sqlx::query(LOAD).bind(workspace_id.0).bind(run_id.uuid());
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        let Some(row) = lease.row(query).await.map_err(failure::of_read)? else { return Ok(None) };
+        let mut record = record(&row)?;
+        record.first = entry(&row, "first_seq", "first_kind", "first_data")?;
+        Ok(Some(record))
+    }
+
+    pub(super) async fn list_run_rows(
+        &self,
+        workspace_id: WorkspaceId,
+        filter: &RunFilter,
+        page: &Page<RunId>,
+    ) -> Result<Listed<RunRecord>> {
+        let scan = page.scan();
+        let mut statuses: Vec<i16> = filter.statuses.iter().map(|status| status.code()).collect();
+        // Each is read once.
+        statuses.sort_unstable();
+        statuses.dedup();
+        let pairs = &filter.metadata;
+        let query = sqlx::query(statement(filter, &scan))
+            .bind(workspace_id.0)
+            .bind(scan.above.map_or(Uuid::nil(), RunId::uuid))
+            .bind(scan.below.map_or(Uuid::max(), RunId::uuid))
+            .bind(scan.limit)
+            .bind(filter.agent_id.as_ref().map(AgentId::as_str))
+            .bind(statuses)
+            .bind(filter.conversation_id.map(ConversationId::uuid))
+            .bind(filter.parent_run_id.map(RunId::uuid))
+            .bind(filter.end_user_id.as_deref())
+            .bind(filter.created_after.map_or(i64::MIN, Timestamp::millis))
+            .bind(filter.created_before.map_or(i64::MAX, Timestamp::millis))
+            .bind(pairs.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>())
+            .bind(pairs.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>());
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        let rows = lease.rows(query).await.map_err(failure::of_read)?;
+        Ok(page.finish(rows.iter().map(record).collect::<Result<_>>()?))
+    }
+
+    pub(super) async fn recent_duration_rows(
+        &self,
+        workspace_id: WorkspaceId,
+        agent_id: &AgentId,
+    ) -> Result<Vec<i64>> {
+        let query = sqlx::query(DURATIONS)
+            .bind(workspace_id.0)
+            .bind(agent_id.as_str())
+            .bind(RunStatus::Completed.code());
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        let rows = lease.rows(query).await.map_err(failure::of_read)?;
+        rows.iter().map(|row| row.try_get(0).map_err(failure::of_value)).collect()
+    }
+
+    pub(super) async fn load_driveable_row(
+        &self,
+        node_id: NodeId,
+        run_id: RunId,
+    ) -> Result<Option<Driveable>> {
+        let query = sqlx::query(DRIVEABLE).bind(run_id.uuid()).bind(node_id.uuid());
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        let row = lease.row(query).await.map_err(failure::of_read)?;
+        row.as_ref().map(driveable).transpose()
+    }
+}
+
+/// Which index leads: labels and statuses of active runs are rare, an agent is one of many.
+fn statement(filter: &RunFilter, scan: &Scan<RunId>) -> &'static str {
+    let is_active = |status: &RunStatus| !status.is_final();
+    let [asc, desc] = if !filter.metadata.is_empty() {
+        [BY_LABEL_ASC, BY_LABEL_DESC]
+    } else if !filter.statuses.is_empty()
+        && (filter.agent_id.is_none() || filter.statuses.iter().all(is_active))
+    {
+        [BY_STATUS_ASC, BY_STATUS_DESC]
+    } else if filter.agent_id.is_some() {
+        [BY_AGENT_ASC, BY_AGENT_DESC]
+    } else {
+        [BY_WORKSPACE_ASC, BY_WORKSPACE_DESC]
+    };
+    match scan.order {
+        Order::Asc => asc,
+        Order::Desc => desc,
+    }
+}
+
+/// A run as lists show it.
+fn record(row: &PgRow) -> Result<RunRecord> {
+    let mut record = RunFields::from_row(row).map_err(failure::of_value)?.record()?;
+    record.newest_fact = entry(row, "newest_seq", "newest_kind", "newest_data")?;
+    Ok(record)
+}
+
+fn entry(row: &PgRow, seq: &str, kind: &str, data: &str) -> Result<Option<Entry>> {
+    let seq: Option<i32> = row.try_get(seq).map_err(failure::of_value)?;
+    let Some(seq) = seq else { return Ok(None) };
+    let kind: i16 = row.try_get(kind).map_err(failure::of_value)?;
+    rows::entry(seq, Some(kind), row.try_get(data).map_err(failure::of_value)?).map(Some)
+}
+
+fn driveable(row: &PgRow) -> Result<Driveable> {
+    let record = RunFields::from_row(row).map_err(failure::of_value)?.record()?;
+    let seqs: Option<Vec<i32>> = row.try_get("seqs").map_err(failure::of_value)?;
+    let kinds: Option<Vec<i16>> = row.try_get("kinds").map_err(failure::of_value)?;
+    let texts: Option<Vec<String>> = row.try_get("texts").map_err(failure::of_value)?;
+    let bytes: i64 = row.try_get("bytes").map_err(failure::of_value)?;
+    let (Some(seqs), Some(kinds), Some(texts)) = (seqs, kinds, texts) else {
+        return Err(StoreError::Corrupt("a run without facts".to_owned()));
+    };
+    let facts = seqs
+        .into_iter()
+        .zip(kinds)
+        .zip(texts)
+        .map(|((seq, kind), data)| rows::entry(seq, Some(kind), data))
+        .collect::<Result<_>>()?;
+    Ok(Driveable { record, facts, log_bytes: rows::count(bytes)? })
+}

@@ -1,0 +1,222 @@
+//! Throw-away Postgres databases.
+//!
+//! [`database`] gives a fresh, migrated database. They live in the server that
+//! `STEPWELL_TEST_POSTGRES_URL` names (a superuser's URL; `tests/run.sh` starts one for all test
+//! processes), or else in a cluster of this process: `initdb` with its default durability on a free
+//! port, gone when the process is, however it ended.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection};
+use stepwell::store::postgres::{Options, PostgresStore};
+use tokio::sync::OnceCell;
+
+/// The superuser's URL of the server that tests use, without the name of a database.
+fn server() -> &'static str {
+    static SERVER: OnceLock<String> = OnceLock::new();
+    SERVER.get_or_init(|| match std::env::var_os("STEPWELL_TEST_POSTGRES_URL") {
+        Some(url) => {
+            let url = url.into_string().expect("STEPWELL_TEST_POSTGRES_URL is not UTF-8");
+            let end = url.rfind('/').filter(|at| *at > "postgresql://".len());
+            url[..end.unwrap_or(url.len())].to_owned()
+        }
+        None => {
+            static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+            CLUSTER.get_or_init(|| Cluster::start(&[])).url.clone()
+        }
+    })
+}
+
+/// The URL of a fresh database with the current schema.
+pub async fn database() -> String {
+    static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+    let template = TEMPLATE.get_or_init(|| template(server())).await;
+    fresh(server(), Some(template)).await
+}
+
+/// The URL of a fresh database without any table.
+pub async fn empty_database() -> String {
+    fresh(server(), None).await
+}
+
+/// A store on a fresh database with the current schema.
+pub async fn store() -> PostgresStore {
+    open(&database().await).await
+}
+
+/// A store on this database.
+pub async fn open(url: &str) -> PostgresStore {
+    PostgresStore::open(url, Options::default()).await.expect("the database can be opened")
+}
+
+/// A connection beside the store's, to look behind it and to be in its way.
+pub async fn connect(url: &str) -> PgConnection {
+    let options: PgConnectOptions = url.parse().expect("a URL");
+    options.connect().await.expect("a connection")
+}
+
+async fn fresh(server: &str, template: Option<&str>) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("stepwell_{}_{count}", std::process::id());
+    let mut admin = connect(&format!("{server}/postgres")).await;
+    let drop = format!("drop database if exists {name} with (force)");
+    admin.execute(AssertSqlSafe(drop)).await.expect("an old database goes");
+    let template = template.unwrap_or("template1");
+    let create = format!("create database {name} template {template}");
+    admin.execute(AssertSqlSafe(create)).await.expect("a database");
+    admin.close().await.expect("a clean end");
+    format!("{server}/{name}")
+}
+
+/// The name of a migrated database, made once a server for each content of the migrations.
+async fn template(server: &str) -> String {
+    let mut admin = connect(&format!("{server}/postgres")).await;
+    // Test processes take turns; whoever comes later finds it made.
+    admin.execute("select pg_advisory_lock(7230412)").await.expect("a turn");
+    let name = format!("stepwell_template_{}", fingerprint());
+    let found = sqlx::query("select 1 from pg_database where datname = $1")
+        .bind(&name)
+        .fetch_optional(&mut admin)
+        .await
+        .expect("an answer");
+    if found.is_none() {
+        // Under another name until it is whole.
+        let raw = "stepwell_template_raw";
+        let drop = format!("drop database if exists {raw} with (force)");
+        admin.execute(AssertSqlSafe(drop)).await.expect("an old database goes");
+        admin.execute(AssertSqlSafe(format!("create database {raw}"))).await.expect("a database");
+        let store = open(&format!("{server}/{raw}")).await;
+        store.migrate().await.expect("the migrations");
+        stepwell::store::Store::close(&store).await;
+        let rename = format!("alter database {raw} rename to {name}");
+        // The last backend may still be on its way out.
+        while admin.execute(AssertSqlSafe(rename.as_str())).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+    admin.close().await.expect("a clean end");
+    name
+}
+
+/// Changes when a migration does.
+fn fingerprint() -> String {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hash = DefaultHasher::new();
+    for migration in sqlx::migrate!("migrations/postgres").iter() {
+        migration.checksum.hash(&mut hash);
+    }
+    format!("{:016x}", hash.finish())
+}
+
+/// A Postgres cluster of our own.
+pub struct Cluster {
+    /// The superuser's URL, without the name of a database.
+    pub url: String,
+    home: PathBuf,
+    /// Stops the server and removes its files when its standard input ends: when this is dropped, or
+    /// the process that holds the other end dies, even by `kill -9`.
+    undertaker: Child,
+}
+
+impl Cluster {
+    /// Makes and starts a cluster with these settings (`name=value`) over its defaults.
+    pub fn start(settings: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let home = std::env::temp_dir().join(format!("stepwell-pg-{}-{count}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&home);
+        std::fs::create_dir_all(&home).expect("a directory");
+        run(Command::new("chown").arg("postgres").arg(&home));
+        let bin = bin();
+        let data = home.join("data");
+        run(as_postgres(&bin.join("initdb"))
+            .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync", "-D"])
+            .arg(&data));
+        let undertaker = as_postgres(Path::new("/bin/sh"))
+            .args(["-c", UNDERTAKER, "undertaker"])
+            .arg(&bin)
+            .arg(&home)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Ctrl-C at a terminal must not end it before its work.
+            .spawn()
+            .expect("an undertaker");
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|socket| socket.local_addr())
+            .expect("a free port")
+            .port();
+        let mut options = format!(
+            "-c port={port} -c listen_addresses=127.0.0.1 -c max_connections=300 \
+             -c unix_socket_directories={}",
+            home.display()
+        );
+        for setting in settings {
+            options.push_str(" -c ");
+            options.push_str(setting);
+        }
+        run(as_postgres(&bin.join("pg_ctl"))
+            .args(["start", "--wait", "--silent", "-D"])
+            .arg(&data)
+            .arg("--log")
+            .arg(home.join("log"))
+            .args(["-o", &options]));
+        Self { url: format!("postgres://postgres@127.0.0.1:{port}"), home, undertaker }
+    }
+
+    /// A file of the cluster's log, for when a test wants to know.
+    pub fn log(&self) -> PathBuf {
+        self.home.join("log")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut stdin) = self.undertaker.stdin.take() {
+            let _ = stdin.write_all(b"\n");
+        }
+        let _ = self.undertaker.wait();
+    }
+}
+
+const UNDERTAKER: &str = "\
+trap '' INT TERM HUP
+read -r _
+\"$1/pg_ctl\" stop --mode=immediate --silent -D \"$2/data\"
+rm -rf \"$2\"";
+
+fn bin() -> PathBuf {
+    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .map(|found| found.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect())
+        .unwrap_or_default();
+    versions.sort();
+    // Elsewhere the programs are on the path.
+    versions.pop().unwrap_or_default()
+}
+
+/// Postgres refuses to run as root.
+fn as_postgres(program: &Path) -> Command {
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    if !is_root {
+        return Command::new(program);
+    }
+    let mut command = Command::new("runuser");
+    command.args(["-u", "postgres", "--"]).arg(program);
+    command
+}
+
+fn run(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output().expect("a program that can be started");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
