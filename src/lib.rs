@@ -9,6 +9,7 @@ pub mod domain;
 pub mod engine;
 pub mod log;
 pub mod models;
+pub mod server;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -28,6 +28,11 @@ impl Tasks {
         tokio::spawn(self.tracker.track_future(future))
     }
 
+    /// The word to stop, for those who need no more of the tasks.
+    pub fn token(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     /// Resolves when it is time to stop.
     pub async fn stopped(&self) {
         self.stop.cancelled().await;

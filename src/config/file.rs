@@ -57,7 +57,7 @@ pub(super) struct Retention {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Provider {
-    pub kind: Option<super::Wire>,
+    pub kind: Option<crate::models::Wire>,
     pub base_url: Option<String>,
     pub api_key_env: Option<String>,
     pub context_tokens: Option<u64>,

@@ -31,12 +31,12 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::domain::agent::AgentSettings;
 use crate::domain::ids::AgentId;
 use crate::domain::model::{BUILTIN, Catalogue, ProviderFacts};
+use crate::models::ProviderSettings;
 
 pub use address::DatabaseUrl;
 pub use demo::DEMO;
 pub use file::File;
 pub use flags::{Flags, LogFormat};
-pub use providers::{ProviderConfig, Timeouts, Wire};
 
 /// Where the server listens when nobody says otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -139,7 +139,7 @@ pub struct Config {
     pub agents: Vec<(AgentId, AgentSettings)>,
     /// What is odd, but no reason not to start; to be logged.
     pub warnings: Vec<String>,
-    providers: Vec<ProviderConfig>,
+    providers: Vec<ProviderSettings>,
     catalogue: Catalogue,
 }
 
@@ -249,7 +249,7 @@ impl Config {
     }
 
     /// The providers to call, in the order of their names; without `builtin`, which is not called.
-    pub fn providers(&self) -> &[ProviderConfig] {
+    pub fn providers(&self) -> &[ProviderSettings] {
         &self.providers
     }
 }

@@ -4,52 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use serde::Deserialize;
 
 use crate::domain::model::{BUILTIN, Catalogue, ProviderFacts};
 use crate::domain::money::Price;
+use crate::models::{ProviderSettings, Timeouts, Wire};
 
 use super::{ConfigError, Surroundings, address, bare_catalogue, file, invalid, seconds};
 
 /// Dollars for a million tokens beyond which a price is a mistake. It also keeps every product of a
 /// price and a plausible number of tokens far inside of an `i128`.
 const MAX_USD_PER_MILLION: f64 = 1_000_000.0;
-
-/// The protocol that a provider speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Wire {
-    /// OpenAI's chat completions.
-    Openai,
-    /// Anthropic's messages.
-    Anthropic,
-}
-
-/// How long a provider may be silent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// Until the connection stands.
-    pub connect: Duration,
-    /// From the request until the first piece of the answer.
-    pub first_token: Duration,
-    /// Between two pieces of the answer.
-    pub idle: Duration,
-}
-
-/// A provider to call.
-#[derive(Debug, Clone)]
-pub struct ProviderConfig {
-    /// Its name: what stands before the slash in `provider/model`.
-    pub name: String,
-    /// The protocol it speaks.
-    pub wire: Wire,
-    /// Where, usually ending in `/v1`; may have a query.
-    pub base_url: String,
-    /// Its key, if it wants one.
-    pub api_key: Option<SecretString>,
-    /// How long it may be silent.
-    pub timeouts: Timeouts,
-}
 
 /// A provider that needs no lines in the file.
 struct Known {
@@ -62,7 +26,7 @@ struct Known {
 const KNOWN: [Known; 2] = [
     Known {
         name: "openai",
-        wire: Wire::Openai,
+        wire: Wire::OpenAi,
         base_url: "https://api.openai.com/v1",
         api_key_env: "OPENAI_API_KEY",
     },
@@ -79,7 +43,7 @@ pub(super) fn read(
     mut declared: BTreeMap<String, file::Provider>,
     around: &Surroundings<'_>,
     warnings: &mut Vec<String>,
-) -> Result<(Vec<ProviderConfig>, Catalogue), ConfigError> {
+) -> Result<(Vec<ProviderSettings>, Catalogue), ConfigError> {
     for known in &KNOWN {
         if !declared.contains_key(known.name) && around.text(known.api_key_env)?.is_some() {
             declared.insert(known.name.to_owned(), file::Provider::default());
@@ -108,7 +72,7 @@ fn one(
     provider: file::Provider,
     around: &Surroundings<'_>,
     warnings: &mut Vec<String>,
-) -> Result<ProviderConfig, ConfigError> {
+) -> Result<ProviderSettings, ConfigError> {
     let at = format!("providers.{name}");
     check_name(&at, name)?;
     let known = KNOWN.iter().find(|k| k.name == name);
@@ -144,7 +108,7 @@ fn one(
         first_token: wait(&at, "first_token", provider.timeouts.first_token_seconds, 60)?,
         idle: wait(&at, "idle", provider.timeouts.idle_seconds, 45)?,
     };
-    Ok(ProviderConfig {
+    Ok(ProviderSettings {
         name: name.to_owned(),
         wire,
         base_url,

@@ -221,7 +221,7 @@ fn openai_and_anthropic_are_there_when_their_keys_are() {
     let [anthropic, openai] = config.providers() else { panic!("two providers") };
     assert_eq!(anthropic.base_url, "https://api.anthropic.com/v1");
     assert_eq!(anthropic.api_key.as_ref().unwrap().expose_secret(), "sk-2");
-    assert_eq!((openai.name.as_str(), openai.wire), ("openai", Wire::Openai));
+    assert_eq!((openai.name.as_str(), openai.wire), ("openai", Wire::OpenAi));
     assert!(config.catalogue().resolve("openai/gpt-4o").is_ok());
     assert!(from_yaml("").unwrap().catalogue().resolve("openai/gpt-4o").is_err());
 }

@@ -58,7 +58,7 @@ pub struct Engine {
     draining: CancellationToken,
     /// Drivers let go of their runs now.
     aborting: CancellationToken,
-    alive: AtomicBool,
+    alive: Arc<AtomicBool>,
 }
 
 /// A run that this process drives.
@@ -82,7 +82,7 @@ impl Engine {
             drivers: Mutex::default(),
             draining: CancellationToken::new(),
             aborting: CancellationToken::new(),
-            alive: AtomicBool::new(false),
+            alive: Arc::default(),
         })
     }
 
@@ -113,9 +113,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether the engine's loops run and its node is trusted.
-    pub fn is_alive(&self) -> bool {
-        self.alive.load(Ordering::Relaxed)
+    /// Whether the engine's loops run; for `/readyz`.
+    pub fn alive(&self) -> Arc<AtomicBool> {
+        self.alive.clone()
     }
 
     /// Lets go of all runs: each at the end of its step, or after 20 s in the middle of it. Call

@@ -32,7 +32,7 @@ use crate::store::{
 };
 
 use desk::{Desk, Handover};
-use follow::Cursor;
+pub use follow::Cursor;
 use journal::Journal;
 use live::{Glance, Live};
 

@@ -8,16 +8,18 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-use crate::api::{self, ApiState};
-use crate::app::App;
+use crate::api::{self, AdminKey, ApiState};
+use crate::app::agents::NewAgent;
+use crate::app::config_agents::SyncError;
+use crate::app::{App, Links};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::domain::ids::{NodeId, WorkspaceId};
+use crate::domain::ids::NodeId;
 use crate::engine::{Engine, Parts};
 use crate::log::Log;
 use crate::models::Models;
 use crate::shutdown::Tasks;
-use crate::store::{self, SharedStore, StoreError};
+use crate::store::{self, OpenOptions, SharedStore, StoreError};
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -42,10 +44,10 @@ pub enum StartError {
     },
     /// The models cannot be set up.
     #[error("the models cannot be set up")]
-    Models(#[source] crate::models::SetupError),
+    Models(#[source] crate::models::ModelsError),
     /// The configured agents cannot be stored.
     #[error("the agents of the configuration cannot be stored")]
-    Agents(#[source] crate::app::AppError),
+    Agents(#[source] SyncError),
 }
 
 fn doing(doing: &'static str) -> impl Fn(StoreError) -> StartError {
@@ -67,15 +69,17 @@ pub struct Server {
     journal: Tasks,
 }
 
+async fn open(config: &Config) -> Result<SharedStore, StartError> {
+    let options = OpenOptions { unsafe_durability: config.unsafe_durability };
+    store::open(config.database_url.expose(), options).await.map_err(doing("opening the database"))
+}
+
 /// Brings the database's schema up to date.
 ///
 /// # Errors
 /// When the database cannot be opened or a migration fails.
 pub async fn migrate(config: &Config) -> Result<(), StartError> {
-    let options = config.store_options();
-    let store =
-        store::open(&config.database_url, &options).await.map_err(doing("opening the database"))?;
-    store.migrate().await.map_err(doing("migrating the database"))?;
+    let store = open(config).await?;
     store.close().await;
     Ok(())
 }
@@ -103,30 +107,37 @@ impl Server {
             .await
             .map_err(|source| StartError::Bind { address: config.listen, source })?;
         let address = listener.local_addr().unwrap_or(config.listen);
-        let store = store::open(&config.database_url, &config.store_options())
-            .await
-            .map_err(doing("opening the database"))?;
-        store.migrate().await.map_err(doing("migrating the database"))?;
+        let store = open(&config).await?;
 
         let (edge, work, journal) = (Tasks::new(), Tasks::new(), Tasks::new());
         let clock = Clock::system();
         let node_id = NodeId::from_uuid(clock.uuid());
         let slots = config.max_concurrent_runs;
         let catalogue = Arc::new(config.catalogue());
-        let models = Arc::new(Models::new(config.providers()).map_err(StartError::Models)?);
+        let models = Arc::new(Models::new(config.providers().to_vec()).map_err(StartError::Models)?);
 
         let (log, handovers) = Log::new(store.clone(), clock, node_id, slots);
         log.start(&work, &journal);
         let engine = Engine::new(Parts { log: log.clone(), models, catalogue: catalogue.clone(), slots });
         engine.start(handovers, &work).await.map_err(doing("starting the engine"))?;
 
-        let app = App::new(log, catalogue, config.public_url.clone());
-        app.sync_config_agents(WorkspaceId::DEFAULT, &config.agents)
-            .await
-            .map_err(StartError::Agents)?;
-
-        let alive = engine.clone();
-        let router = api::router(ApiState::new(app, &config, edge.clone(), move || alive.is_alive()));
+        let app = App::new(log, catalogue, Links::new(config.public_url.as_deref()));
+        let declared = config.agents.iter().cloned();
+        let declared = declared.map(|(agent_id, settings)| NewAgent { agent_id, settings });
+        app.sync_config(declared.collect()).await.map_err(StartError::Agents)?;
+        if config.admin_key.is_none() {
+            tracing::warn!(
+                "the API is OPEN to everybody on this machine: no key is set (STEPWELL_ADMIN_KEY)"
+            );
+        }
+        let router = api::router(ApiState {
+            app: Arc::new(app),
+            tasks: work.clone(),
+            stop: edge.token(),
+            admin_key: config.admin_key.as_ref().map(AdminKey::new),
+            engine_alive: engine.alive(),
+            cors_origins: config.cors_allow_origins.iter().filter_map(|o| o.parse().ok()).collect(),
+        });
         Ok(Self { listener, address, router, engine, store, edge, work, journal })
     }
 

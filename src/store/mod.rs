@@ -20,6 +20,7 @@
 
 pub mod batch;
 pub mod error;
+mod open;
 pub mod postgres;
 mod rows;
 pub mod sqlite;
@@ -39,6 +40,7 @@ pub use batch::{
     RunUpdate,
 };
 pub use error::StoreError;
+pub use open::{OpenOptions, open};
 
 /// The answer of a store.
 pub type Result<T> = std::result::Result<T, StoreError>;

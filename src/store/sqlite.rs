@@ -1,1 +1,1 @@
-//! SQLite.
+//! stub
