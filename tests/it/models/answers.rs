@@ -205,6 +205,20 @@ async fn a_call_that_is_dropped_closes_its_socket_within_a_second() {
 }
 
 #[tokio::test]
+async fn text_is_shown_while_the_answer_still_comes() {
+    for kit in KITS {
+        let server = ModelServer::start().await;
+        let gate = Gate::new();
+        server.script(vec![(kit.text)("one two three").with(5, Piece::Gate(gate.clone()))]);
+        let model = kit.model(&server, Timeouts::default());
+        // The provider goes on only when its first words have been shown.
+        let mut shown = Shown { opens: Some(gate), ..Shown::default() };
+        let answer = model.call(&request(), &mut shown).await.unwrap();
+        assert_eq!(answer.content, "one two three");
+    }
+}
+
+#[tokio::test]
 async fn waiting_for_room_is_no_silence_of_the_provider() {
     for kit in KITS {
         let server = ModelServer::start().await;

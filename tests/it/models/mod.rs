@@ -1,4 +1,10 @@
 //! The models' room, over real sockets.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed; clippy sees only the test functions themselves"
+)]
 
 mod answers;
 mod builtin;
@@ -14,7 +20,7 @@ use stepwell::domain::model::{ModelAnswer, ModelName, ModelRequest, ToolChoice, 
 use stepwell::domain::retry::ModelFailure;
 use stepwell::models::{Model, Models, Show, Timeouts, Wire};
 
-use crate::support::model_server::{ModelServer, Reply, anthropic, openai};
+use crate::support::model_server::{Gate, ModelServer, Reply, anthropic, openai};
 
 /// What was shown, piece by piece.
 #[derive(Debug, Default)]
@@ -23,11 +29,16 @@ struct Shown {
     reasoning: Vec<String>,
     /// How long the next wait for room takes; there is room when it is none.
     busy: Option<Duration>,
+    /// Opened by the first piece of text.
+    opens: Option<Gate>,
 }
 
 impl Show for Shown {
     fn text(&mut self, piece: &str) {
         self.text.push(piece.to_owned());
+        if let Some(gate) = self.opens.take() {
+            gate.open();
+        }
     }
     fn reasoning(&mut self, piece: &str) {
         self.reasoning.push(piece.to_owned());
