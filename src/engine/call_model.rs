@@ -132,6 +132,9 @@ impl Driver {
             clock: self.engine.clock.clone(),
             overlong: self.overlong.clone(),
         };
+        if let Some(model) = &self.plan.model {
+            self.engine.models.called(&model.provider, self.now());
+        }
         let mut call = model.call(&request, &mut show);
         loop {
             let stop = tokio::select! {

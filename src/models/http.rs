@@ -259,17 +259,21 @@ impl Incoming {
     }
 
     /// Counts the silence from now on.
-    pub fn touch(&mut self) {
+    fn touch(&mut self) {
         if self.speaks {
             self.due(Instant::now() + self.idle);
         }
     }
 
-    /// Whatever comes, there is no more waiting than this.
+    /// We did not listen for so long: that is not the server's time.
+    pub fn forgive(&mut self, time: Duration) {
+        self.due(self.deadline + time);
+    }
+
+    /// Whatever comes, there is no more waiting than this, nor than the idle time-out.
     pub fn end_within(&mut self, time: Duration) {
-        self.idle = Duration::ZERO;
         self.speaks = false;
-        self.due(Instant::now() + time);
+        self.due(Instant::now() + time.min(self.idle));
     }
 
     fn due(&mut self, deadline: Instant) {

@@ -120,6 +120,11 @@ impl<'de> Deserialize<'de> for Count {
     }
 }
 
+/// Reads JSON. Checking all of its UTF-8 at once is faster than each text of it.
+pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
+    serde_json::from_str(std::str::from_utf8(json).ok()?).ok()
+}
+
 /// The stream holds something that is no JSON, or none of this wire.
 pub(super) fn unreadable() -> Fault {
     Fault::broken("sent an answer that cannot be read")

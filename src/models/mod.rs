@@ -7,7 +7,7 @@
 //! Reading order: [`openai`] and [`anthropic`] are the wires, each with a `body` (what is asked) and
 //! a `decode` (what is answered); `stream` reads an answer to its end, `sse` cuts it into events,
 //! `json` reads what is in them, `http` has the sockets and the time-outs, `fault` the words for what
-//! goes wrong. [`echo`] and [`script`] need no provider.
+//! goes wrong, `wire` what both wires ask alike. [`echo`] and [`script`] need no provider.
 //!
 //! What this room must never do: take an answer without its end marker for whole, buffer without a
 //! bound, put a provider's text or a key into an error, or know what a run is.

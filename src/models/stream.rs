@@ -1,6 +1,6 @@
 //! Reading an answer to its end: the part that both wires share.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Show;
 use super::fault::Fault;
@@ -84,8 +84,9 @@ pub(super) async fn read(
             }
         }
         if show.is_full() {
+            let since = Instant::now();
             show.room().await;
-            incoming.touch();
+            incoming.forgive(since.elapsed());
         }
     }
     // An event without the blank line behind it may be half an event. One that cannot be read was:

@@ -2,6 +2,7 @@
 
 mod domain;
 mod house;
+mod models;
 mod runs;
 mod store;
 mod store_pg;

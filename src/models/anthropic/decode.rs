@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::Show;
 use super::super::fault::{Fault, Told};
-use super::super::json::{Count, Text, mend, unreadable};
+use super::super::json::{Count, Text, mend, parse, unreadable};
 use super::super::sse::Event;
 use super::super::stream::{Decode, MAX_ANSWER_BYTES, Stage};
 use super::super::tokens;
@@ -18,7 +18,8 @@ use crate::domain::usage::Usage;
 /// Blocks that one answer may have.
 const MAX_BLOCKS: usize = 4 * limits::MAX_CALLS_PER_STEP;
 
-/// One event, whatever its type: an enum by tag would copy everything first.
+/// One event, whatever its type: an enum by tag would copy everything first. What is rare is boxed:
+/// this is moved about for every token.
 #[derive(Debug, Deserialize)]
 struct Line<'a> {
     #[serde(borrow, rename = "type")]
@@ -28,9 +29,9 @@ struct Line<'a> {
     #[serde(borrow, default)]
     delta: Option<Delta<'a>>,
     #[serde(borrow, default)]
-    content_block: Option<BlockTold<'a>>,
+    content_block: Option<Box<BlockTold<'a>>>,
     #[serde(borrow, default)]
-    message: Option<Message<'a>>,
+    message: Option<Box<Message<'a>>>,
     #[serde(borrow, default)]
     usage: Option<&'a RawValue>,
 }
@@ -118,7 +119,7 @@ impl Decode for Answer {
         if event.data.is_empty() {
             return Ok(());
         }
-        if let Ok(line) = serde_json::from_slice(event.data) {
+        if let Some(line) = parse(event.data) {
             return self.line(line, event.data, show);
         }
         let mended = mend(event.data).ok_or_else(unreadable)?;
@@ -156,12 +157,12 @@ impl Answer {
             }
             "content_block_start" => {
                 if let Some(block) = line.content_block {
-                    self.block(line.index.unwrap_or(0), block, show)?;
+                    self.block(line.index.unwrap_or(0), *block, show)?;
                 }
             }
             "message_start" => {
                 if let Some(message) = line.message {
-                    self.message(message, show)?;
+                    self.message(*message, show)?;
                 }
             }
             "message_delta" => {

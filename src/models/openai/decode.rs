@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::super::Show;
 use super::super::fault::{Fault, Told};
-use super::super::json::{Count, First, Text, mend, unreadable};
+use super::super::json::{Count, First, Text, mend, parse, unreadable};
 use super::super::sse::Event;
 use super::super::stream::{Decode, MAX_ANSWER_BYTES, Stage};
 use super::super::tokens;
@@ -34,9 +34,10 @@ struct Choice<'a> {
     /// Where there is a stream.
     #[serde(borrow, default)]
     delta: Option<Delta<'a>>,
-    /// Where there is none.
+    /// Where there is none. What is rare is boxed, here and below: these structs are moved about for
+    /// every token.
     #[serde(borrow, default)]
-    message: Option<Delta<'a>>,
+    message: Option<Box<Delta<'a>>>,
     #[serde(borrow, default)]
     finish_reason: Option<Text<'a>>,
 }
@@ -56,7 +57,7 @@ struct Delta<'a> {
     #[serde(borrow, default)]
     tool_calls: Option<Vec<Fragment<'a>>>,
     #[serde(borrow, default)]
-    function_call: Option<Function<'a>>,
+    function_call: Option<Box<Function<'a>>>,
 }
 
 /// Text, or the list of parts that Mistral's reasoning models write.
@@ -142,7 +143,7 @@ impl Decode for Answer {
 
 impl Answer {
     fn json(&mut self, data: &[u8], show: &mut dyn Show) -> Result<(), Fault> {
-        if let Ok(chunk) = serde_json::from_slice(data) {
+        if let Some(chunk) = parse(data) {
             return self.chunk(chunk, data, show);
         }
         let mended = mend(data).ok_or_else(unreadable)?;
@@ -161,8 +162,11 @@ impl Answer {
             self.usage = usage;
         }
         let Some(choice) = chunk.choices.0 else { return Ok(()) };
-        for delta in choice.delta.into_iter().chain(choice.message) {
+        if let Some(delta) = choice.delta {
             self.delta(delta, show)?;
+        }
+        if let Some(message) = choice.message {
+            self.delta(*message, show)?;
         }
         if let Some(reason) = choice.finish_reason.filter(|reason| !reason.0.is_empty()) {
             self.finish = Some(finish(&reason.0)?);
@@ -186,7 +190,7 @@ impl Answer {
                 self.say(piece, show)
             })?;
         }
-        let single = delta.function_call.map(Fragment::from);
+        let single = delta.function_call.map(|function| Fragment::from(*function));
         for fragment in delta.tool_calls.into_iter().flatten().chain(single) {
             let bytes = self.calls.add(fragment)?;
             self.took(bytes)?;
