@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::postgres::PostgresStore;
-use super::{Result, SharedStore, StoreError, postgres};
+use super::sqlite::SqliteStore;
+use super::{Result, SharedStore, StoreError, postgres, sqlite};
 
 /// How to use a database.
 #[derive(Debug, Clone, Copy, Default)]
@@ -18,6 +19,12 @@ pub struct OpenOptions {
 /// When it cannot be reached, is in use by another server (SQLite), would lose what it commits, or is
 /// of a newer version.
 pub async fn open(url: &str, options: OpenOptions) -> Result<SharedStore> {
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        let store = SqliteStore::open(path, sqlite::Options::default()).await?;
+        store.migrate().await?;
+        return Ok(Arc::new(store));
+    }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let unsafe_durability = options.unsafe_durability;
         let options = postgres::Options { unsafe_durability, ..postgres::Options::default() };
