@@ -1,1 +1,194 @@
-//! Shared row types.
+//! Rows as both databases keep them, made into what the rest of the house reads.
+//!
+//! Column names are the same in both, so one `FromRow` serves both. What is stored and cannot be read
+//! is [`StoreError::Corrupt`], never a default.
+
+use std::collections::BTreeMap;
+
+use sqlx::types::Uuid;
+
+use crate::domain::agent::{Agent, ManagedBy};
+use crate::domain::event::{Entry, EventType};
+use crate::domain::ids::{ConversationId, NodeId, RunId, WorkspaceId};
+use crate::domain::money::Usd;
+use crate::domain::run::RunStatus;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Usage;
+
+use super::{KeyRow, Result, RunBody, RunRecord, RunRow, StoreError};
+
+/// The columns of `runs` and `run_bodies`, and `last_seq`.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct RunFields {
+    run_id: Uuid,
+    workspace_id: i32,
+    agent_id: String,
+    agent_version: i32,
+    status: i16,
+    node_id: Option<Uuid>,
+    rev: i32,
+    epoch: i32,
+    due_at: Option<i64>,
+    crashes: i32,
+    fact_seq: i32,
+    steps_completed: i32,
+    input_tokens: i64,
+    cached_input_tokens: i64,
+    output_tokens: i64,
+    reasoning_tokens: i64,
+    cost_micros: Option<i64>,
+    status_message: Option<String>,
+    conversation_id: Option<Uuid>,
+    parent_run_id: Option<Uuid>,
+    forked_from_run_id: Option<Uuid>,
+    end_user_id: Option<String>,
+    created_at: i64,
+    started_at: Option<i64>,
+    completed_at: Option<i64>,
+    model: String,
+    config: String,
+    max_steps: i32,
+    estimated_cost_micros: Option<i64>,
+    metadata: String,
+    last_seq: i32,
+}
+
+impl RunFields {
+    /// The run, without entries.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`].
+    pub(super) fn record(self) -> Result<RunRecord> {
+        let status = RunStatus::from_code(self.status)
+            .ok_or_else(|| corrupt("runs.status", self.status))?;
+        let usage = Usage::new(
+            count(self.input_tokens)?,
+            count(self.cached_input_tokens)?,
+            count(self.output_tokens)?,
+            count(self.reasoning_tokens)?,
+        );
+        let row = RunRow {
+            run_id: RunId::from_uuid(self.run_id),
+            workspace_id: WorkspaceId(self.workspace_id),
+            agent_id: self.agent_id.parse().map_err(|e| corrupt("runs.agent_id", e))?,
+            agent_version: self.agent_version,
+            status,
+            node_id: self.node_id.map(NodeId::from_uuid),
+            rev: self.rev,
+            epoch: self.epoch,
+            due_at: self.due_at.map(Timestamp::from_millis),
+            crashes: self.crashes,
+            fact_seq: self.fact_seq,
+            steps_completed: self.steps_completed,
+            usage,
+            cost: self.cost_micros.map(Usd::from_micros),
+            status_message: self.status_message,
+            conversation_id: self.conversation_id.map(ConversationId::from_uuid),
+            parent_run_id: self.parent_run_id.map(RunId::from_uuid),
+            forked_from_run_id: self.forked_from_run_id.map(RunId::from_uuid),
+            end_user_id: self.end_user_id,
+            created_at: Timestamp::from_millis(self.created_at),
+            started_at: self.started_at.map(Timestamp::from_millis),
+            completed_at: self.completed_at.map(Timestamp::from_millis),
+        };
+        let body = RunBody {
+            model: self.model,
+            config: serde_json::from_str(&self.config)
+                .map_err(|e| corrupt("run_bodies.config", e))?,
+            max_steps: u32::try_from(self.max_steps)
+                .map_err(|e| corrupt("run_bodies.max_steps", e))?,
+            estimated_cost: self.estimated_cost_micros.map(Usd::from_micros),
+            metadata: read_metadata(&self.metadata)?,
+        };
+        Ok(RunRecord { row, body, last_seq: self.last_seq, first: None, newest_fact: None })
+    }
+}
+
+fn read_metadata(text: &str) -> Result<BTreeMap<String, String>> {
+    serde_json::from_str(text).map_err(|e| corrupt("run_bodies.metadata", e))
+}
+
+/// The columns of `agents` and of one of its `agent_versions`.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct AgentFields {
+    agent_id: String,
+    version: i32,
+    settings: String,
+    managed_by: i16,
+    archived_at: Option<i64>,
+    created_at: i64,
+    updated_at: i64,
+}
+
+impl AgentFields {
+    /// The agent.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`].
+    pub(super) fn agent(self) -> Result<Agent> {
+        Ok(Agent {
+            agent_id: self.agent_id.parse().map_err(|e| corrupt("agents.agent_id", e))?,
+            settings: serde_json::from_str(&self.settings)
+                .map_err(|e| corrupt("agent_versions.settings", e))?,
+            version: self.version,
+            managed_by: match self.managed_by {
+                1 => ManagedBy::Api,
+                2 => ManagedBy::Config,
+                other => return Err(corrupt("agents.managed_by", other)),
+            },
+            archived_at: self.archived_at.map(Timestamp::from_millis),
+            created_at: Timestamp::from_millis(self.created_at),
+            updated_at: Timestamp::from_millis(self.updated_at),
+        })
+    }
+}
+
+/// The number that the database keeps for who manages an agent. Never changed once given.
+pub(super) const fn managed_by_code(managed_by: ManagedBy) -> i16 {
+    match managed_by {
+        ManagedBy::Api => 1,
+        ManagedBy::Config => 2,
+    }
+}
+
+/// An event of `run_facts` (which keeps its kind) or of `run_deltas` (whose text says it).
+///
+/// # Errors
+/// [`StoreError::Corrupt`] for a kind that this version does not know.
+pub(super) fn entry(seq: i32, kind: Option<i16>, data: String) -> Result<Entry> {
+    let event_type = match kind {
+        Some(code) => EventType::from_code(code).ok_or_else(|| corrupt("run_facts.kind", code))?,
+        None => Entry::type_of(data.as_bytes())
+            .ok_or_else(|| StoreError::Corrupt(format!("run_deltas.data at seq {seq}")))?,
+    };
+    Ok(Entry { seq, event_type, data: data.into() })
+}
+
+/// The columns of `idempotency` that a replay needs.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when the fingerprint is no SHA-256.
+pub(super) fn key_row(fingerprint: &[u8], resource: String) -> Result<KeyRow> {
+    let fingerprint = fingerprint
+        .try_into()
+        .map_err(|_| corrupt("idempotency.fingerprint", fingerprint.len()))?;
+    Ok(KeyRow { fingerprint, resource })
+}
+
+/// A count as the databases keep it, which have no unsigned numbers.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when it is negative.
+pub(super) fn count(stored: i64) -> Result<u64> {
+    u64::try_from(stored).map_err(|_| corrupt("a count", stored))
+}
+
+/// A count to be kept; it stops at the largest that the databases have.
+pub(super) fn stored_count(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// The error for a stored value that cannot be read.
+pub(super) fn corrupt(what: &str, why: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(format!("{what}: {why}"))
+}
