@@ -1,7 +1,3 @@
-//! What tests stand on.
+//! What tests share.
 
-pub mod client;
 pub mod databases;
-pub mod model_server;
-pub mod postgres;
-pub mod server;

@@ -1,0 +1,283 @@
+//! Group commit: a batch in one transaction of a few statements, and what to do when its answer was lost.
+//!
+//! Nobody else writes while a batch is in: everything is looked up first, decided in memory, and then
+//! written without asking again.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sqlx::{Row as _, SqliteConnection};
+
+use crate::domain::ids::RunId;
+use crate::store::{
+    AppendOutcome, Batch, BatchOutcome, CreateOutcome, IdempotencyKey, KeyRow, NewRun, Result,
+};
+
+use super::creates::Creates;
+use super::events::{Events, Writes};
+use super::table::Table;
+use super::writer::Writer;
+use super::failure;
+
+/// `?1` agents, `?2` keys, `?3` fences, `?4` the node: by the primary keys of `agents` and
+/// `idempotency`, and by the unique index of `runs`. `cross join` keeps the parameter outside.
+const LOOK: &str = "\
+select 1 as what, v.key as place, a.current_version as number, null as fingerprint,
+    null as resource
+from jsonb_each(?1) v
+cross join agents a
+on a.workspace_id = v.value ->> 0
+and a.agent_id = v.value ->> 1
+where a.archived_at is null
+union all
+select 2, v.key, 0, i.fingerprint, i.resource
+from jsonb_each(?2) v
+cross join idempotency i
+on i.workspace_id = v.value ->> 0
+and i.scope = v.value ->> 1
+and i.key = v.value ->> 2
+union all
+select 3, v.key, r.run_no, null, null
+from jsonb_each(?3) v
+cross join runs r
+on r.run_id = unhex(v.value ->> 0)
+where r.rev = v.value ->> 1
+and r.node_id = ?4
+union all
+select 4, 0, max(run_no), null, null
+from runs";
+
+/// By the unique indexes of `runs`, `run_facts` and `run_deltas`: which of these runs are there, and
+/// which of these events.
+const READ_BACK: &str = "\
+select 1 as what, v.key as place
+from jsonb_each(?1) v
+cross join runs r
+on r.run_id = unhex(v.value ->> 0)
+union all
+select 2, v.key
+from jsonb_each(?2) v
+cross join runs r
+on r.run_id = unhex(v.value ->> 0)
+where exists (
+    select 1
+    from run_facts f
+    where f.run_no = r.run_no
+    and f.seq = v.value ->> 1
+    and f.data = v.value ->> 2
+) or exists (
+    select 1
+    from run_deltas d
+    where d.run_no = r.run_no
+    and d.seq = v.value ->> 1
+    and d.data = v.value ->> 2
+)";
+
+/// Writes the batch.
+pub(super) async fn flush(writer: &Writer, batch: &Batch) -> Result<BatchOutcome> {
+    if batch.creates.is_empty() && batch.appends.is_empty() {
+        return Ok(BatchOutcome::default());
+    }
+    // Texts of events are shared, so this copies little.
+    let batch = batch.clone();
+    writer.write(move |connection| Box::pin(async move { apply(connection, &batch).await })).await
+}
+
+/// Whether the batch is in. It runs on the writer, behind whatever was handed over before: a flush
+/// that nobody waits for any more has run by then, or was never handed over.
+pub(super) async fn resolve(writer: &Writer, batch: &Batch) -> Result<Option<BatchOutcome>> {
+    let batch = batch.clone();
+    writer
+        .write(move |connection| Box::pin(async move { read_back(connection, &batch).await }))
+        .await
+}
+
+/// What a batch needs to know before it is decided.
+#[derive(Debug, Default)]
+struct Known {
+    /// Current versions, by the place in the list of agents.
+    agents: HashMap<i64, i64>,
+    /// Keys that are bound, by the creation's place.
+    keys: HashMap<i64, KeyRow>,
+    /// Numbers of the runs whose fence holds, by the append's place.
+    held: HashMap<i64, i64>,
+    /// The largest number of a run.
+    last_run_no: i64,
+}
+
+async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<BatchOutcome> {
+    let agents: Vec<_> = batch
+        .creates
+        .iter()
+        .map(|create| (create.row.workspace_id, &create.row.agent_id))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let known = look(connection, batch, &agents).await?;
+    let mut current = HashMap::new();
+    for (place, agent) in (0..).zip(agents) {
+        if let Some(version) = known.agents.get(&place) {
+            current.insert(agent, *version);
+        }
+    }
+
+    let mut outcome = BatchOutcome::default();
+    let mut events = Events::new();
+    let mut creates = Creates::new();
+    let mut bound: HashMap<&IdempotencyKey, KeyRow> = HashMap::new();
+    let mut new: HashMap<RunId, (i64, &NewRun)> = HashMap::new();
+    let mut run_no = known.last_run_no;
+    for (place, create) in (0..).zip(&batch.creates) {
+        let taken = known.keys.get(&place).or_else(|| {
+            // Two with one key in one batch: the first one has it. Whoever compares fingerprints
+            // learns whether it was the same request.
+            let new = create.key.as_ref()?;
+            bound.iter().find(|(key, _)| is_same(key, &new.key)).map(|(_, row)| row)
+        });
+        if let Some(row) = taken {
+            outcome.creates.push(CreateOutcome::KeyTaken(row.clone()));
+            continue;
+        }
+        let agent = (create.row.workspace_id, &create.row.agent_id);
+        if current.get(&agent) != Some(&i64::from(create.row.agent_version)) {
+            outcome.creates.push(CreateOutcome::AgentMoved);
+            continue;
+        }
+        if let Some(new) = &create.key {
+            let row =
+                KeyRow { fingerprint: new.key.fingerprint, resource: new.resource.clone() };
+            bound.insert(&new.key, row);
+        }
+        run_no += 1;
+        creates.add(run_no, create)?;
+        events.entry(run_no, &create.first);
+        new.insert(create.row.run_id, (run_no, create));
+        outcome.creates.push(CreateOutcome::Created);
+    }
+    for (place, append) in (0..).zip(&batch.appends) {
+        let held = known.held.get(&place).copied().or_else(|| {
+            // A run may be created and go on in the same batch.
+            let (run_no, create) = new.get(&append.run_id)?;
+            let holds =
+                create.row.rev == append.rev && create.row.node_id == Some(batch.node_id);
+            holds.then_some(*run_no)
+        });
+        let Some(run_no) = held else {
+            outcome.appends.push(AppendOutcome::Missed);
+            continue;
+        };
+        for entry in &append.entries {
+            events.entry(run_no, entry);
+        }
+        if let Some(update) = &append.update {
+            events.update(run_no, update, Writes::Driver);
+        }
+        outcome.appends.push(AppendOutcome::Written);
+    }
+    creates.write(connection).await?;
+    events.write(connection, batch.at).await?;
+    Ok(outcome)
+}
+
+/// Whether two keys are one: what they asked for does not count.
+fn is_same(one: &IdempotencyKey, other: &IdempotencyKey) -> bool {
+    one.key == other.key && one.scope == other.scope && one.workspace_id == other.workspace_id
+}
+
+async fn look(
+    connection: &mut SqliteConnection,
+    batch: &Batch,
+    agents: &[(crate::domain::ids::WorkspaceId, &crate::domain::ids::AgentId)],
+) -> Result<Known> {
+    let mut wanted = Table::new();
+    for (workspace_id, agent_id) in agents {
+        wanted.row().int(workspace_id.0).text(agent_id.as_str());
+    }
+    let mut fences = Table::new();
+    for append in &batch.appends {
+        fences.row().uuid(append.run_id.uuid()).int(append.rev);
+    }
+    let query = sqlx::query(LOOK)
+        .bind(wanted.json())
+        .bind(keys(batch).json())
+        .bind(fences.json())
+        .bind(batch.node_id.uuid());
+    let mut known = Known::default();
+    for row in query.fetch_all(connection).await.map_err(failure::of)? {
+        let place = row.try_get("place").map_err(failure::of)?;
+        let number: Option<i64> = row.try_get("number").map_err(failure::of)?;
+        let number = number.unwrap_or(0);
+        match row.try_get("what").map_err(failure::of)? {
+            1 => known.agents.insert(place, number).map(drop),
+            2 => known.keys.insert(place, super::keys::read(&row)?).map(drop),
+            3 => known.held.insert(place, number).map(drop),
+            _ => {
+                known.last_run_no = number;
+                None
+            }
+        };
+    }
+    Ok(known)
+}
+
+/// The keys of the creations, each in its place.
+fn keys(batch: &Batch) -> Table {
+    let mut keys = Table::new();
+    for create in &batch.creates {
+        match &create.key {
+            Some(new) => keys
+                .row()
+                .int(new.key.workspace_id.0)
+                .text(new.key.scope)
+                .text(&new.key.key),
+            None => keys.row().null(),
+        };
+    }
+    keys
+}
+
+/// An append is known by its last event, a creation by its run. A batch of which nothing is in, though
+/// it ran, is answered like one that did not: running it again changes nothing either.
+async fn read_back(
+    connection: &mut SqliteConnection,
+    batch: &Batch,
+) -> Result<Option<BatchOutcome>> {
+    let mut runs = Table::new();
+    for create in &batch.creates {
+        runs.row().uuid(create.row.run_id.uuid());
+    }
+    let mut last = Table::new();
+    for append in &batch.appends {
+        last.row().uuid(append.run_id.uuid());
+        if let Some(entry) = append.entries.last() {
+            last.int(entry.seq).text(entry.text());
+        }
+    }
+    let query = sqlx::query(READ_BACK).bind(runs.json()).bind(last.json());
+    let (mut created, mut written) = (BTreeSet::new(), BTreeSet::new());
+    for row in query.fetch_all(&mut *connection).await.map_err(failure::of)? {
+        let place: i64 = row.try_get("place").map_err(failure::of)?;
+        match row.try_get("what").map_err(failure::of)? {
+            1 => created.insert(place),
+            _ => written.insert(place),
+        };
+    }
+    if created.is_empty() && written.is_empty() {
+        return Ok(None);
+    }
+    let known = look(connection, batch, &[]).await?;
+    let creates = (0..)
+        .zip(&batch.creates)
+        .map(|(place, _)| match known.keys.get(&place) {
+            _ if created.contains(&place) => CreateOutcome::Created,
+            Some(row) => CreateOutcome::KeyTaken(row.clone()),
+            None => CreateOutcome::AgentMoved,
+        })
+        .collect();
+    let appends = (0..)
+        .zip(&batch.appends)
+        .map(|(place, _)| {
+            if written.contains(&place) { AppendOutcome::Written } else { AppendOutcome::Missed }
+        })
+        .collect();
+    Ok(Some(BatchOutcome { creates, appends }))
+}

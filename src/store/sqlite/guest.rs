@@ -1,0 +1,145 @@
+//! Writes of everybody who is not the driver: look under the writer's turn, decide, append.
+
+use sqlx::{FromRow as _, Row as _, SqliteConnection};
+
+use crate::domain::event::Entry;
+use crate::domain::time::Timestamp;
+use crate::store::rows::{self, RunFields};
+use crate::store::{
+    GuestDecision, GuestOutcome, GuestWrite, Locked, Result, RunUpdate, StoreError,
+};
+
+use super::events::{Events, Writes};
+use super::table::Table;
+use super::writer::Writer;
+use super::{failure, keys, log, runs};
+
+/// By the unique index of `runs` and the primary key of `run_bodies`.
+const LOCK: &str = concat!(
+    "select r.run_no, ",
+    runs::columns!(),
+    "
+from runs r
+join run_bodies b
+on b.run_id = r.run_id
+where r.workspace_id = ?1
+and r.run_id = ?2
+and r.deleted_at is null"
+);
+
+/// By primary keys and unique indexes. What people wrote goes; what the run cost stays.
+const ERASE_BODY: &str = "\
+delete from run_bodies
+where run_id = ?1";
+const ERASE_LABELS: &str = "\
+delete from run_labels
+where (workspace_id, key, value, run_id) in (
+    select ?1, v.value ->> 0, v.value ->> 1, ?2
+    from jsonb_each(?3) v
+)";
+const ERASE_FACTS: &str = "\
+delete from run_facts
+where run_no = ?1";
+const ERASE_DELTAS: &str = "\
+delete from run_deltas
+where run_no = ?1";
+const BURY: &str = "\
+update runs
+set rev = rev + 1,
+    deleted_at = ?2,
+    node_id = null,
+    due_at = null,
+    status_message = null,
+    end_user_id = null
+where run_no = ?1";
+
+/// Does the guest's write, or nothing.
+pub(super) async fn guest(writer: &Writer, write: GuestWrite) -> Result<GuestOutcome> {
+    writer.write(move |connection| Box::pin(async move { apply(connection, &write).await })).await
+}
+
+async fn apply(connection: &mut SqliteConnection, write: &GuestWrite) -> Result<GuestOutcome> {
+    if let Some(row) = keys::taken(connection, write.key.as_ref()).await? {
+        return Ok(GuestOutcome::KeyTaken(row));
+    }
+    let Some((run_no, locked)) = lock(connection, write).await? else {
+        return Ok(GuestOutcome::Absent);
+    };
+    let decision = (write.decide)(&locked).map_err(StoreError::Corrupt)?;
+    let appended = match decision {
+        GuestDecision::Nothing => Vec::new(),
+        GuestDecision::Append { facts, update } => {
+            append(connection, run_no, &locked, &facts, &update).await?;
+            facts
+        }
+        GuestDecision::Erase { at } => {
+            erase(connection, run_no, &locked, at).await?;
+            Vec::new()
+        }
+    };
+    keys::bind(connection, write.key.as_ref()).await?;
+    Ok(GuestOutcome::Done { node_id: locked.record.row.node_id, appended })
+}
+
+async fn lock(
+    connection: &mut SqliteConnection,
+    write: &GuestWrite,
+) -> Result<Option<(i64, Locked)>> {
+    let query = sqlx::query(LOCK).bind(write.workspace_id.0).bind(write.run_id.uuid());
+    let row = query.fetch_optional(&mut *connection).await.map_err(failure::of)?;
+    let Some(row) = row else { return Ok(None) };
+    let run_no: i64 = row.try_get("run_no").map_err(failure::of)?;
+    let record = RunFields::from_row(&row).map_err(failure::of)?.record()?;
+    let facts = log::facts_of(connection, run_no).await?;
+    Ok(Some((run_no, Locked { record, facts })))
+}
+
+async fn append(
+    connection: &mut SqliteConnection,
+    run_no: i64,
+    locked: &Locked,
+    facts: &[Entry],
+    update: &RunUpdate,
+) -> Result<()> {
+    let mut follows = (locked.record.last_seq.saturating_add(1)..).zip(facts);
+    if facts.is_empty()
+        || !follows.all(|(seq, fact)| fact.seq == seq && !fact.event_type.is_delta())
+    {
+        return Err(rows::corrupt("a guest's facts", "they do not follow the log"));
+    }
+    let mut events = Events::new();
+    for fact in facts {
+        events.entry(run_no, fact);
+    }
+    events.update(run_no, update, Writes::Guest);
+    // There are no deltas among them, so no time is written.
+    events.write(connection, Timestamp::from_millis(0)).await
+}
+
+/// A log has 50,000 events at most, which go in one piece: half a run is no answer to anybody.
+async fn erase(
+    connection: &mut SqliteConnection,
+    run_no: i64,
+    locked: &Locked,
+    at: Timestamp,
+) -> Result<()> {
+    let row = &locked.record.row;
+    let mut labels = Table::new();
+    for (key, value) in &locked.record.body.metadata {
+        labels.row().text(key).text(value);
+    }
+    let erase = [
+        sqlx::query(ERASE_BODY).bind(row.run_id.uuid()),
+        sqlx::query(ERASE_LABELS)
+            .bind(row.workspace_id.0)
+            .bind(row.run_id.uuid())
+            .bind(labels.json()),
+        sqlx::query(ERASE_FACTS).bind(run_no),
+        sqlx::query(ERASE_DELTAS).bind(run_no),
+        sqlx::query(BURY).bind(run_no).bind(at.millis()),
+    ];
+    for query in erase {
+        query.execute(&mut *connection).await.map_err(failure::of)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! Reading logs.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{FromRow, Row as _, SqliteConnection};
+
+use crate::domain::event::Entry;
+use crate::domain::ids::{RunId, WorkspaceId};
+use crate::store::{LogRange, Result, rows};
+
+use super::failure;
+use super::readers::Readers;
+use super::runs;
+use super::table::Table;
+
+/// By the unique index of `runs`; then facts and deltas by theirs, merged, up to the limit. The first
+/// row, without data, says that the run is there.
+macro_rules! read {
+    ($order:literal) => {
+        concat!(
+            "\
+with run as materialized (
+    select r.run_no
+    from runs r
+    where r.workspace_id = ?1
+    and r.run_id = ?2
+    and r.deleted_at is null
+)
+select 0 as seq, null as kind, null as data
+from run
+union all
+select e.seq, e.kind, e.data
+from (
+    select f.seq, f.kind, f.data
+    from run_facts f
+    where f.run_no = (select run.run_no from run)
+    and f.seq > ?3
+    and f.seq < ?4
+    union all
+    select d.seq, null, d.data
+    from run_deltas d
+    where d.run_no = (select run.run_no from run)
+    and d.seq > ?3
+    and d.seq < ?4
+    order by 1 ",
+            $order,
+            "
+    limit ?5
+) e"
+        )
+    };
+}
+
+const READ_ASC: &str = read!("asc");
+const READ_DESC: &str = read!("desc");
+
+/// By the unique indexes of `runs` and `run_facts`.
+const READ_FACTS: &str = "\
+select f.seq, f.kind, f.data
+from runs r
+cross join run_facts f
+on f.run_no = r.run_no
+where r.workspace_id = ?1
+and r.run_id = ?2
+and r.deleted_at is null
+and f.seq > ?3
+and f.seq <= ?4
+order by f.seq";
+
+/// By the unique index of `run_facts`.
+const FACTS_OF: &str = "\
+select f.seq, f.kind, f.data
+from run_facts f
+where f.run_no = ?1
+order by f.seq";
+
+/// By the unique indexes of `runs` and `run_deltas`. Asked by readers whose right to the run was
+/// checked when they came.
+const HEADS: &str = concat!(
+    "select r.run_id, ",
+    runs::last_seq!(),
+    "
+from jsonb_each(?1) v
+cross join runs r
+on r.run_id = unhex(v.value ->> 0)
+where r.deleted_at is null"
+);
+
+pub(super) async fn read(
+    readers: &Readers,
+    workspace_id: WorkspaceId,
+    run_id: RunId,
+    range: LogRange,
+) -> Result<Option<Vec<Entry>>> {
+    let query = sqlx::query(if range.descending { READ_DESC } else { READ_ASC })
+        .bind(workspace_id.0)
+        .bind(run_id.uuid())
+        .bind(range.above)
+        .bind(range.below)
+        .bind(range.limit);
+    let found = readers.all(query).await?;
+    let mut is_there = false;
+    let mut entries = Vec::with_capacity(found.len());
+    for row in found {
+        let (seq, kind, data): (i32, Option<i16>, Option<String>) =
+            FromRow::from_row(&row).map_err(failure::of)?;
+        match data {
+            Some(data) => entries.push(rows::entry(seq, kind, data)?),
+            None => is_there = true,
+        }
+    }
+    Ok(is_there.then_some(entries))
+}
+
+/// The facts with a seq above `above`, up to `until`.
+pub(super) async fn read_facts(
+    readers: &Readers,
+    workspace_id: WorkspaceId,
+    run_id: RunId,
+    above: i32,
+    until: i32,
+) -> Result<Vec<Entry>> {
+    let query = sqlx::query(READ_FACTS)
+        .bind(workspace_id.0)
+        .bind(run_id.uuid())
+        .bind(above)
+        .bind(until);
+    readers.all(query).await?.iter().map(fact).collect()
+}
+
+/// All facts of a run, within a write.
+pub(super) async fn facts_of(
+    connection: &mut SqliteConnection,
+    run_no: i64,
+) -> Result<Vec<Entry>> {
+    let query = sqlx::query(FACTS_OF).bind(run_no);
+    query.fetch_all(connection).await.map_err(failure::of)?.iter().map(fact).collect()
+}
+
+pub(super) async fn heads(readers: &Readers, run_ids: &[RunId]) -> Result<Vec<(RunId, i32)>> {
+    let mut wanted = Table::new();
+    for run_id in run_ids {
+        wanted.row().uuid(run_id.uuid());
+    }
+    let found = readers.all(sqlx::query(HEADS).bind(wanted.json())).await?;
+    found
+        .iter()
+        .map(|row| {
+            let run_id = row.try_get("run_id").map_err(failure::of)?;
+            Ok((RunId::from_uuid(run_id), row.try_get("last_seq").map_err(failure::of)?))
+        })
+        .collect()
+}
+
+fn fact(row: &SqliteRow) -> Result<Entry> {
+    let (seq, kind, data): (i32, i16, String) = FromRow::from_row(row).map_err(failure::of)?;
+    rows::entry(seq, Some(kind), data)
+}

@@ -1,0 +1,207 @@
+//! The one writer: every write is a piece of work that runs here, one after the other, each in a
+//! transaction of its own.
+//!
+//! A piece of work that was handed over runs to its end whether or not somebody still waits for its
+//! answer, so a caller that goes away never leaves half a transaction. What may wait is bounded.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::shutdown::Tasks;
+use crate::store::{Result, StoreError};
+
+use super::checkpoint::Checkpoints;
+use super::failure;
+
+/// Pieces of work that may wait: the journal hands over one at a time, so these are guests and claims.
+const MOST_WAITING: usize = 256;
+
+/// How long one waits for a place among them.
+const TURN: Duration = Duration::from_secs(5);
+
+/// What a piece of work says about the connection it leaves behind.
+enum Left {
+    /// As it found it.
+    Sound {
+        /// Whether it may have written.
+        wrote: bool,
+    },
+    /// Nobody knows what state it is in: get another.
+    Broken,
+}
+
+type Work =
+    Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -> BoxFuture<'c, Left> + Send>;
+
+/// Hands work to the writer.
+#[derive(Debug)]
+pub(super) struct Writer {
+    work: mpsc::Sender<Work>,
+    tasks: Tasks,
+}
+
+impl Writer {
+    /// Starts the writer on an open connection.
+    pub(super) fn start(
+        connection: SqliteConnection,
+        options: SqliteConnectOptions,
+        checkpoints: Checkpoints,
+    ) -> Self {
+        let (work, queue) = mpsc::channel(MOST_WAITING);
+        let tasks = Tasks::new();
+        let seat = Seat { connection: Some(connection), options, checkpoints };
+        tasks.spawn(run(seat, queue, tasks.clone()));
+        Self { work, tasks }
+    }
+
+    /// Does `work` in `begin immediate … commit`. An error of it rolls back.
+    ///
+    /// # Errors
+    /// What `work` says; [`StoreError::Unavailable`] when there was no turn in time;
+    /// [`StoreError::InDoubt`] when the writer died over it.
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        self.ask(move |connection| Box::pin(in_transaction(connection, work))).await
+    }
+
+    /// Does `work` on the bare connection, for what manages its own transactions.
+    pub(super) async fn manage<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        self.ask(move |connection| {
+            Box::pin(async move {
+                let result = work(connection).await;
+                let left = if result.is_ok() { Left::Sound { wrote: true } } else { Left::Broken };
+                (result, left)
+            })
+        })
+        .await
+    }
+
+    /// Refuses new work, does what waits, empties the write-ahead log and ends the connection.
+    pub(super) async fn close(&self) {
+        self.tasks.stop();
+        self.tasks.finish().await;
+    }
+
+    async fn ask<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, (Result<T>, Left)>
+            + Send
+            + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let work: Work = Box::new(move |connection| {
+            Box::pin(async move {
+                let (result, left) = match connection {
+                    Ok(connection) => work(connection).await,
+                    Err(error) => (Err(error), Left::Broken),
+                };
+                // Whoever asked may have gone; what was committed stays.
+                let _ = answer.send(result);
+                left
+            })
+        });
+        match timeout(TURN, self.work.send(work)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(failure::closed()),
+            Err(_) => return Err(failure::no_turn()),
+        }
+        answered.await.unwrap_or(Err(StoreError::InDoubt(sqlx::Error::WorkerCrashed)))
+    }
+}
+
+/// The writer's connection and what it needs for another one.
+struct Seat {
+    connection: Option<SqliteConnection>,
+    options: SqliteConnectOptions,
+    checkpoints: Checkpoints,
+}
+
+impl Seat {
+    async fn connection(&mut self) -> Result<&mut SqliteConnection> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.options.connect().await.map_err(failure::of)?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    async fn serve(&mut self, work: Work) {
+        let connection = self.connection().await;
+        // A panic must not take the writer, and with it the whole server, along. Dropping the
+        // connection rolls back.
+        let left = AssertUnwindSafe(work(connection)).catch_unwind().await;
+        match left {
+            Ok(Left::Sound { wrote: true }) => {
+                if let Some(connection) = &mut self.connection {
+                    self.checkpoints.after_write(connection).await;
+                }
+            }
+            Ok(Left::Sound { wrote: false }) => {}
+            Ok(Left::Broken) | Err(_) => self.connection = None,
+        }
+    }
+}
+
+async fn run(mut seat: Seat, mut queue: mpsc::Receiver<Work>, tasks: Tasks) {
+    let mut closing = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = tasks.stopped(), if !closing => {
+                closing = true;
+                queue.close();
+            }
+            work = queue.recv() => match work {
+                Some(work) => seat.serve(work).await,
+                None => break,
+            },
+        }
+    }
+    if let Some(mut connection) = seat.connection.take() {
+        seat.checkpoints.at_end(&mut connection).await;
+        // Everything is committed: an error here loses nothing.
+        let _ = connection.close().await;
+    }
+}
+
+async fn in_transaction<T, F>(connection: &mut SqliteConnection, work: F) -> (Result<T>, Left)
+where
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send,
+    T: Send,
+{
+    // Immediate: a lock that cannot be had is told here, before anything was done.
+    if let Err(error) = sqlx::query("begin immediate").execute(&mut *connection).await {
+        let left =
+            if failure::is_broken(&error) { Left::Broken } else { Left::Sound { wrote: false } };
+        return (Err(failure::of(error)), left);
+    }
+    let result = match work(&mut *connection).await {
+        Ok(done) => match sqlx::query("commit").execute(&mut *connection).await {
+            Ok(_) => return (Ok(done), Left::Sound { wrote: true }),
+            Err(error) => Err(failure::of_commit(error)),
+        },
+        Err(error) => Err(error),
+    };
+    // SQLite rolls back by itself after some errors, and then has nothing to roll back: begin tells
+    // the next time if it is otherwise.
+    let left = match sqlx::query("rollback").execute(connection).await {
+        Ok(_) | Err(sqlx::Error::Database(_)) => Left::Sound { wrote: false },
+        Err(_) => Left::Broken,
+    };
+    (result, left)
+}

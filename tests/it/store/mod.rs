@@ -1,0 +1,17 @@
+//! Every method of the store, on every database: the same sentences must be true of each.
+//!
+//! `differential` plays random operations on all of them at once and compares what they say;
+//! `sqlite_only` has what only a file can do; `measure` prints figures when asked to.
+
+mod agents;
+mod appends;
+mod creations;
+mod differential;
+mod fixtures;
+mod guests;
+mod lists;
+mod logs;
+mod measure;
+mod ownership;
+mod runs;
+mod sqlite_only;

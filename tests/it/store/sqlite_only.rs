@@ -1,0 +1,145 @@
+//! What only a file can do.
+
+use std::sync::Arc;
+
+use stepwell::store::sqlite::{Options, SqliteStore};
+use stepwell::store::{GuestDecision, GuestWrite, Locked, SharedStore, Store, StoreError};
+
+use super::fixtures::*;
+use crate::support::databases::{Directory, open_sqlite};
+
+async fn open(directory: &Directory) -> SharedStore {
+    Arc::new(open_sqlite(directory, Options::default()).await)
+}
+
+#[tokio::test]
+async fn a_second_server_is_refused_until_the_first_is_gone() {
+    let directory = Directory::new();
+    let first = open(&directory).await;
+    let second = SqliteStore::open(directory.file(), Options::default()).await;
+    assert!(
+        matches!(&second, Err(StoreError::Unusable(why)) if why.contains("in use by another stepwell")),
+        "{second:?}"
+    );
+    assert!(first.is_exclusive());
+    first.close().await;
+    open(&directory).await.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_a_restart() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1)]).await;
+    append_to(&store, 1, 1, vec![delta(run_id(1), 2, "a")], None).await;
+    store.close().await;
+    // Closing leaves one file, which can be copied.
+    assert_eq!(directory.wal_bytes(), 0);
+    let store = open(&directory).await;
+    assert_eq!(log(&store, 1).await, [queued(run_id(1)), delta(run_id(1), 2, "a")]);
+    create(&store, vec![new_run(2)]).await;
+    assert_eq!(log(&store, 2).await, [queued(run_id(2))]);
+}
+
+#[tokio::test]
+async fn memory_is_no_file() {
+    for path in ["", ":memory:", "file::memory:"] {
+        let refused = SqliteStore::open(path, Options::default()).await;
+        assert!(matches!(refused, Err(StoreError::Unusable(_))), "{path}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_database_is_unusable() {
+    let directory = Directory::new();
+    std::fs::write(directory.file(), "this is a letter to my grandmother".repeat(100)).unwrap();
+    let refused = SqliteStore::open(directory.file(), Options::default()).await;
+    assert!(matches!(refused, Err(StoreError::Unusable(_))), "{refused:?}");
+    let absent = Directory::new().file();
+    let refused = SqliteStore::open(absent, Options::default()).await;
+    assert!(matches!(refused, Err(StoreError::Unusable(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_no_half_of_a_write() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    add_agent(&store, "a").await;
+    // Each caller is dropped at its first wait, which is when its work was handed over.
+    for n in 1..=50 {
+        let write = batch(vec![driven_run(n)], vec![]);
+        let mut flush = Box::pin(store.flush(&write));
+        let waker = std::task::Waker::noop();
+        let mut context = std::task::Context::from_waker(waker);
+        assert!(std::future::Future::poll(flush.as_mut(), &mut context).is_pending());
+        drop(flush);
+        // Behind it on the writer: it is in or it is not, and nothing in between.
+        let resolved = store.resolve(&write).await.unwrap();
+        let found = store.load_run(HOME, run_id(n)).await.unwrap();
+        assert_eq!(resolved.is_some(), found.is_some());
+        assert_eq!(found.map(|record| record.first), resolved.map(|_| Some(queued(run_id(n)))));
+    }
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_panic_in_a_decision_harms_nobody_else() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1)]).await;
+    let decide = Arc::new(|_: &Locked| -> Result<GuestDecision, String> { panic!("on purpose") });
+    let write = GuestWrite {
+        workspace_id: HOME,
+        run_id: run_id(1),
+        key: Some(key("k", "x")),
+        decide,
+    };
+    let lost = store.guest(write).await;
+    assert!(matches!(lost, Err(StoreError::InDoubt(_))), "{lost:?}");
+    assert_eq!(store.find_key(&key("k", "x").key).await.unwrap(), None);
+    create(&store, vec![driven_run(2)]).await;
+}
+
+#[tokio::test]
+async fn the_log_before_the_file_stays_small_while_others_read() {
+    let directory = Directory::new();
+    let options = Options {
+        checkpoint_bytes: 64 * 1024,
+        wal_limit_bytes: 512 * 1024,
+        ..Options::default()
+    };
+    let store: SharedStore = Arc::new(open_sqlite(&directory, options).await);
+    add_agent(&store, "a").await;
+    create(&store, (0..8).map(driven_run).collect()).await;
+    // Somebody reads all the time while 16 MiB are written.
+    let text = "x".repeat(4_000);
+    let mut largest = 0;
+    let write = async {
+        for seq in 2..=500 {
+            let appends = (0..8)
+                .map(|n| append(n, 1, vec![delta(run_id(n), seq, &text)], None))
+                .collect();
+            store.flush(&batch(vec![], appends)).await.unwrap();
+            largest = largest.max(directory.wal_bytes());
+        }
+    };
+    let read = |n| {
+        let store = store.clone();
+        async move {
+            loop {
+                let page = store.read_log(HOME, run_id(n), ALL).await.unwrap();
+                assert!(page.is_some());
+            }
+        }
+    };
+    tokio::select! {
+        () = write => {}
+        () = read(1) => {}
+        () = read(2) => {}
+    }
+    assert!(largest > 64 * 1024, "{largest}");
+    assert!(largest < 2 * 1024 * 1024, "the log grew to {largest} bytes");
+    assert_eq!(log(&store, 3).await.len(), 500);
+}
