@@ -1,1 +1,87 @@
 //! WHAT ONE CAN ASK FOR, whatever the protocol.
+//!
+//! Each use case is a method of [`App`]: it takes the [`Caller`] first, checks what it was given,
+//! decides with the domain, and reads or writes through the store and the log. What comes back is a
+//! domain type or an [`AppError`], which every protocol can turn into its own words.
+//!
+//! - [`caller`]: who asks; [`error`]: what can go wrong; [`idempotency`]: what a repeated request gets.
+//! - [`agents`]: create, read, change, archive; [`config_agents`]: those of `stepwell.yaml`;
+//!   [`current`]: the current versions that creating runs needs again and again.
+//! - [`runs`]: create, read, list, wait, cancel, erase; [`view`]: a run as clients read it;
+//!   [`estimate`]: how long runs of an agent take; [`reading`]: JSON into types, with pointers.
+//!
+//! What this room must never do: know HTTP, run a model or a tool, or answer with anything that is
+//! not durable.
+//!
+//! To add a use case: a method of [`App`] in the file of its resource, with `&Caller` first; what it
+//! may refuse is a variant of [`AppError`].
+
+pub mod agents;
+pub mod caller;
+pub mod config_agents;
+pub mod current;
+pub mod error;
+pub mod estimate;
+pub mod idempotency;
+pub mod reading;
+pub mod runs;
+pub mod view;
+
+use std::sync::Arc;
+
+use crate::domain::model::Catalogue;
+use crate::domain::time::Timestamp;
+use crate::log::Log;
+use crate::store::SharedStore;
+
+pub use caller::Caller;
+pub use error::AppError;
+pub use view::Links;
+
+/// The use cases of this server. Shared behind an `Arc`.
+pub struct App {
+    log: Log,
+    catalogue: Arc<Catalogue>,
+    links: Links,
+    current: current::CurrentAgents,
+    durations: estimate::Durations,
+}
+
+impl App {
+    /// The use cases over a log, for the models that the operator configured.
+    pub fn new(log: Log, catalogue: Arc<Catalogue>, links: Links) -> Self {
+        Self {
+            log,
+            catalogue,
+            links,
+            current: current::CurrentAgents::default(),
+            durations: estimate::Durations::default(),
+        }
+    }
+
+    /// The log below: cursors are read from it.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Where things are, for links.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Answers if the database does.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), AppError> {
+        Ok(self.store().ping().await?)
+    }
+
+    fn store(&self) -> &SharedStore {
+        &self.log.store
+    }
+
+    fn now(&self) -> Timestamp {
+        self.log.clock.now()
+    }
+}

@@ -1,0 +1,114 @@
+//! Why a use case was refused or failed. Each variant is one line of the API's error table.
+
+use serde_json::{Map, Value, json};
+
+use crate::domain::fold::FoldError;
+use crate::domain::ids::{AgentId, RunId};
+use crate::domain::problem::Problems;
+use crate::domain::run::RunStatus;
+use crate::store::StoreError;
+
+/// Why a use case was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// There is no such thing in the caller's workspace. Says nothing about which id was asked for,
+    /// so that another workspace's is answered like one that nobody has.
+    #[error("There is no such {0}.")]
+    NotFound(&'static str),
+    /// The id is taken.
+    #[error("An agent with the id {0} exists already.")]
+    AlreadyExists(AgentId),
+    /// `stepwell.yaml` owns the agent.
+    #[error("The agent is managed by the server's configuration file.")]
+    ReadOnly,
+    /// The agent takes no new runs and no changes.
+    #[error("The agent is archived.")]
+    AgentArchived,
+    /// The agent was changed by somebody else.
+    #[error("The agent is at version {current}.")]
+    VersionConflict {
+        /// Its current version.
+        current: i32,
+    },
+    /// The run has not ended.
+    #[error("The run {run_id} has not ended yet.")]
+    RunActive {
+        /// Which.
+        run_id: RunId,
+        /// Where it is.
+        status: RunStatus,
+    },
+    /// Values that are not allowed.
+    #[error("{0}")]
+    Invalid(Problems),
+    /// A field that is not known.
+    #[error("The field {field:?} is not known.")]
+    UnknownField {
+        /// Where, as a JSON pointer.
+        pointer: String,
+        /// Its name.
+        field: String,
+    },
+    /// The idempotency key was used for another request.
+    #[error("This idempotency key was used for a different request.")]
+    KeyReused,
+    /// Others changed the same thing again and again.
+    #[error("The agent is being changed by others at this moment.")]
+    Contended,
+    /// The database.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// A stored log that cannot be read: a defect.
+    #[error("a stored log cannot be read")]
+    Fold(#[from] FoldError),
+    /// A stored or new event that cannot be read or written: a defect.
+    #[error("an event cannot be read or written")]
+    Event(#[from] serde_json::Error),
+}
+
+impl AppError {
+    /// One thing that is wrong, at a place in the request.
+    pub fn invalid(pointer: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid(Problems::one(pointer, message))
+    }
+
+    /// What a program may want to know beside the kind of error.
+    pub fn details(&self) -> Map<String, Value> {
+        let details = match self {
+            Self::Invalid(problems) => json!({ "errors": problems.clone().into_vec() }),
+            Self::UnknownField { pointer, field } => json!({ "pointer": pointer, "field": field }),
+            Self::VersionConflict { current } => json!({ "current_version": current }),
+            Self::RunActive { run_id, status } => json!({ "run_id": run_id, "status": status }),
+            Self::AlreadyExists(agent_id) => json!({ "agent_id": agent_id }),
+            Self::NotFound(_)
+            | Self::ReadOnly
+            | Self::AgentArchived
+            | Self::KeyReused
+            | Self::Contended
+            | Self::Store(_)
+            | Self::Fold(_)
+            | Self::Event(_) => Value::Null,
+        };
+        match details {
+            Value::Object(details) => details,
+            _ => Map::new(),
+        }
+    }
+
+    /// What to do next, where it differs from what the kind of error always asks for.
+    pub fn suggested_action(&self) -> Option<String> {
+        match self {
+            Self::NotFound("agent") => {
+                Some("List the agents with GET /v1/agents and use one of their ids.".to_owned())
+            }
+            Self::NotFound("run") => Some(
+                "Check the run_id, or list the runs with GET /v1/runs; it may have been deleted."
+                    .to_owned(),
+            ),
+            Self::VersionConflict { current } => Some(format!(
+                "Read the agent again, apply your change to version {current}, and send If-Match: \"{current}\"."
+            )),
+            _ => None,
+        }
+    }
+}

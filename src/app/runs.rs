@@ -1,0 +1,327 @@
+//! Runs: create, read, list, wait, cancel, erase.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::event::{Entry, Event, RunQueued};
+use crate::domain::fold::Folded;
+use crate::domain::ids::RunId;
+use crate::domain::message::Input;
+use crate::domain::money::Usd;
+use crate::domain::page::{Listed, Page};
+use crate::domain::plan::Plan;
+use crate::domain::problem::Problems;
+use crate::domain::run::{RunConfig, RunStatus};
+use crate::domain::step::Step;
+use crate::domain::usage::Usage;
+use crate::domain::{agent, transcript};
+use crate::log::{Created, Cursor, Erased};
+use crate::store::{GuestOutcome, LogRange, NewKey, NewRun, RunBody, RunFilter, RunRecord, RunRow};
+
+use super::agents::check_model;
+use super::current::CurrentAgent;
+use super::idempotency::{Answer, RequestKey, taken};
+use super::{App, AppError, Caller};
+
+/// How often a creation that met a newer version of its agent is made again.
+const MAX_RACES: usize = 3;
+/// Characters of `end_user_id`: longer than any id in use, short enough for a column.
+const MAX_END_USER_CHARS: usize = 256;
+
+/// A run to be created.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunRequest {
+    /// What it starts from.
+    pub input: Input,
+    /// What it changes about its agent.
+    pub config: RunConfig,
+    /// The client's own user.
+    pub end_user_id: Option<String>,
+    /// The client's notes.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl App {
+    /// Creates a run of `agent`, which may be old: the run is pinned to the version that is current
+    /// when it is written.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`], [`AppError::AgentArchived`], and [`AppError::Contended`] when the agent
+    /// changes faster than runs of it can be created.
+    pub async fn create_run(
+        &self,
+        caller: &Caller,
+        mut agent: Arc<CurrentAgent>,
+        mut request: RunRequest,
+        key: Option<&RequestKey>,
+    ) -> Result<Answer<RunRecord>, AppError> {
+        for _ in 0..MAX_RACES {
+            agent = self.checked(caller, agent, &mut request).await?;
+            let run_id = self.log.clock.run_id();
+            let key = self.new_key(caller, key, &run_id);
+            let new = self.new_run(caller, run_id, &agent, &mut request, key.clone())?;
+            match self.log.create(new).await? {
+                Created::New(record) => return Ok(Answer::new(*record)),
+                Created::KeyTaken(row) => {
+                    let resource = taken(key.as_ref(), row)?;
+                    return self.replayed_run(caller, &resource).await.map(Answer::replay);
+                }
+                Created::AgentMoved => {
+                    agent = self.reload_agent(caller, &agent.agent.agent_id).await?;
+                }
+            }
+        }
+        Err(AppError::Contended)
+    }
+
+    /// The run that an earlier request made, as it is today.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`] when it was deleted since: a key never makes a second one.
+    pub async fn replayed_run(
+        &self,
+        caller: &Caller,
+        resource: &str,
+    ) -> Result<RunRecord, AppError> {
+        let run_id = resource.parse().map_err(|_| AppError::NotFound("run"))?;
+        self.get_run(caller, run_id).await
+    }
+
+    /// A run as it is.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn get_run(&self, caller: &Caller, run_id: RunId) -> Result<RunRecord, AppError> {
+        let record = self.log.load_run(caller.workspace_id, run_id).await?;
+        record.ok_or(AppError::NotFound("run"))
+    }
+
+    /// A run once it has ended or waits for somebody, or as it is after `patience`.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn settled_run(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        patience: Duration,
+    ) -> Result<RunRecord, AppError> {
+        let record = self.log.settled(caller.workspace_id, run_id, patience).await?;
+        record.ok_or(AppError::NotFound("run"))
+    }
+
+    /// Runs that the filter lets through, by `run_id`.
+    ///
+    /// # Errors
+    /// Only the store's.
+    pub async fn list_runs(
+        &self,
+        caller: &Caller,
+        filter: &RunFilter,
+        page: &Page<RunId>,
+    ) -> Result<Listed<RunRecord>, AppError> {
+        Ok(self.store().list_runs(caller.workspace_id, filter, page).await?)
+    }
+
+    /// A page of a run's log.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn read_log(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        page: &Page<i32>,
+    ) -> Result<Listed<Entry>, AppError> {
+        let scan = page.scan();
+        let range = LogRange {
+            above: scan.above.unwrap_or(0),
+            below: scan.below.unwrap_or(i32::MAX),
+            limit: scan.limit,
+            descending: scan.order == crate::domain::page::Order::Desc,
+        };
+        let entries = self.store().read_log(caller.workspace_id, run_id, range).await?;
+        entries.map(|entries| page.finish(entries)).ok_or(AppError::NotFound("run"))
+    }
+
+    /// All steps of a run.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn steps(&self, caller: &Caller, run_id: RunId) -> Result<Vec<Step>, AppError> {
+        let facts = self.store().read_facts(caller.workspace_id, run_id, 0).await?;
+        if facts.is_empty() {
+            // Every run has its first event: no fact, no run.
+            return Err(AppError::NotFound("run"));
+        }
+        Ok(Folded::read(&facts)?.steps())
+    }
+
+    /// A cursor over a run's log: what comes after `after`. The run must have been seen by the caller.
+    pub fn follow(&self, caller: &Caller, run_id: RunId, after: i32) -> Cursor {
+        self.log.follow(caller.workspace_id, run_id, after)
+    }
+
+    /// Asks a run to stop, and gives it back as it is then. Nothing happens to one that has ended.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn cancel_run(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        key: Option<&RequestKey>,
+    ) -> Result<Answer<RunRecord>, AppError> {
+        let key = self.new_key(caller, key, &run_id);
+        match self.log.cancel(caller.workspace_id, run_id, key.clone()).await? {
+            GuestOutcome::Absent => Err(AppError::NotFound("run")),
+            GuestOutcome::Done { .. } => self.get_run(caller, run_id).await.map(Answer::new),
+            GuestOutcome::KeyTaken(row) => {
+                let resource = taken(key.as_ref(), row)?;
+                self.replayed_run(caller, &resource).await.map(Answer::replay)
+            }
+        }
+    }
+
+    /// Erases an ended run with its log.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`], and [`AppError::RunActive`] when it has not ended.
+    pub async fn erase_run(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        key: Option<&RequestKey>,
+    ) -> Result<Answer<()>, AppError> {
+        let key = self.new_key(caller, key, &run_id);
+        match self.log.erase(caller.workspace_id, run_id, key.clone()).await? {
+            Erased::Done => Ok(Answer::new(())),
+            Erased::Absent => Err(AppError::NotFound("run")),
+            Erased::Active => {
+                let status = self.get_run(caller, run_id).await?.row.status;
+                Err(AppError::RunActive { run_id, status })
+            }
+            Erased::KeyTaken(row) => taken(key.as_ref(), row).map(|_| Answer::replay(())),
+        }
+    }
+
+    /// Checks a request against its agent. What is refused is refused by the agent as it is now: an
+    /// old version may lack a tool that the request names.
+    async fn checked(
+        &self,
+        caller: &Caller,
+        agent: Arc<CurrentAgent>,
+        request: &mut RunRequest,
+    ) -> Result<Arc<CurrentAgent>, AppError> {
+        let agent = match self.check_request(request, &agent.agent) {
+            Ok(()) => agent,
+            Err(_) => {
+                let fresh = self.reload_agent(caller, &agent.agent.agent_id).await?;
+                self.check_request(request, &fresh.agent).map_err(AppError::Invalid)?;
+                fresh
+            }
+        };
+        if agent.agent.archived_at.is_some() {
+            return Err(AppError::AgentArchived);
+        }
+        Ok(agent)
+    }
+
+    fn check_request(
+        &self,
+        request: &mut RunRequest,
+        agent: &agent::Agent,
+    ) -> Result<(), Problems> {
+        let mut problems = Problems::new();
+        request.input.check("/input", &mut problems);
+        if request.config != RunConfig::default()
+            && let Err(found) = request.config.check(&agent.settings, &self.catalogue)
+        {
+            problems.extend(found.under("/config"));
+        }
+        if let Some(model) = &request.config.model {
+            problems.extend(check_model(model, "/config/model"));
+        }
+        agent::check_metadata(&request.metadata, "/metadata", &mut problems);
+        let fits = |id: &String| {
+            (1..=MAX_END_USER_CHARS).contains(&id.chars().count()) && !id.contains('\0')
+        };
+        problems.require(
+            request.end_user_id.as_ref().is_none_or(fits),
+            "/end_user_id",
+            "must have 1 to 256 characters and no U+0000",
+        );
+        problems.into_result()
+    }
+
+    /// The run as it is written. The input goes through the first event, which holds it, and back.
+    fn new_run(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        agent: &CurrentAgent,
+        request: &mut RunRequest,
+        key: Option<NewKey>,
+    ) -> Result<NewRun, AppError> {
+        let own = (request.config != RunConfig::default())
+            .then(|| Plan::new(request.config.over(&agent.agent.settings), &self.catalogue));
+        let plan = own.as_ref().unwrap_or(&agent.plan);
+        let now = self.now();
+        let empty = Input::Text(String::new());
+        let queued = Event::RunQueued(RunQueued {
+            status: RunStatus::Queued,
+            agent_id: agent.agent.agent_id.clone(),
+            agent_version: agent.agent.version,
+            model: plan.settings.model.clone(),
+            input: std::mem::replace(&mut request.input, empty),
+            conversation_id: None,
+            parent_run_id: None,
+            forked_from_run_id: None,
+        });
+        let first = queued.entry(run_id, 1, now)?;
+        if let Event::RunQueued(queued) = queued {
+            request.input = queued.input;
+        }
+        let body = RunBody {
+            model: plan.settings.model.clone(),
+            config: request.config.clone(),
+            max_steps: plan.settings.max_steps,
+            estimated_cost: worst_case(plan, &first),
+            metadata: request.metadata.clone(),
+        };
+        let row = RunRow {
+            run_id,
+            workspace_id: caller.workspace_id,
+            agent_id: agent.agent.agent_id.clone(),
+            agent_version: agent.agent.version,
+            status: RunStatus::Queued,
+            node_id: None,
+            rev: 1,
+            epoch: 0,
+            due_at: Some(now),
+            crashes: 0,
+            fact_seq: 1,
+            steps_completed: 0,
+            usage: Usage::default(),
+            cost: Some(Usd::ZERO),
+            status_message: None,
+            conversation_id: None,
+            parent_run_id: None,
+            forked_from_run_id: None,
+            end_user_id: request.end_user_id.clone(),
+            created_at: now,
+            started_at: None,
+            completed_at: None,
+        };
+        Ok(NewRun { row, body, first, key })
+    }
+}
+
+/// The most that the first model call can cost; `None` without a price.
+fn worst_case(plan: &Plan, first: &Entry) -> Option<Usd> {
+    plan.price?;
+    let folded = Folded::read([first]).ok()?;
+    let turns = transcript::turns(&folded, plan, 1);
+    plan.worst_case(transcript::bytes(&turns, plan))
+}
