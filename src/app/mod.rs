@@ -29,6 +29,7 @@ pub mod view;
 
 use std::sync::Arc;
 
+use crate::clock::Clock;
 use crate::domain::model::Catalogue;
 use crate::domain::time::Timestamp;
 use crate::log::Log;
@@ -59,13 +60,13 @@ impl App {
         }
     }
 
-    /// The log below: cursors are read from it.
-    pub fn log(&self) -> &Log {
-        &self.log
+    /// The time, ids and chance.
+    pub const fn clock(&self) -> &Clock {
+        &self.log.clock
     }
 
     /// Where things are, for links.
-    pub fn links(&self) -> &Links {
+    pub const fn links(&self) -> &Links {
         &self.links
     }
 

@@ -17,7 +17,9 @@ use crate::domain::step::Step;
 use crate::domain::usage::Usage;
 use crate::domain::{agent, transcript};
 use crate::log::{Created, Cursor, Erased};
-use crate::store::{GuestOutcome, LogRange, NewKey, NewRun, RunBody, RunFilter, RunRecord, RunRow};
+use crate::store::{GuestOutcome, LogRange, NewKey, NewRun, RunBody, RunRow};
+
+pub use crate::store::{RunFilter, RunRecord};
 
 use super::agents::check_model;
 use super::current::CurrentAgent;
@@ -40,6 +42,20 @@ pub struct RunRequest {
     pub end_user_id: Option<String>,
     /// The client's notes.
     pub metadata: BTreeMap<String, String>,
+}
+
+/// A cursor over a run's log.
+pub struct Follow(Cursor);
+
+impl Follow {
+    /// The next events, at least one: waits until there are some. Cancel-safe. Nothing follows the
+    /// final event: do not ask again.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn next(&mut self) -> Result<Vec<Entry>, AppError> {
+        Ok(self.0.next().await?)
+    }
 }
 
 impl App {
@@ -159,8 +175,8 @@ impl App {
     }
 
     /// A cursor over a run's log: what comes after `after`. The run must have been seen by the caller.
-    pub fn follow(&self, caller: &Caller, run_id: RunId, after: i32) -> Cursor {
-        self.log.follow(caller.workspace_id, run_id, after)
+    pub fn follow(&self, caller: &Caller, run_id: RunId, after: i32) -> Follow {
+        Follow(self.log.follow(caller.workspace_id, run_id, after))
     }
 
     /// Asks a run to stop, and gives it back as it is then. Nothing happens to one that has ended.

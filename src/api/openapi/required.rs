@@ -1,0 +1,31 @@
+//! Which fields an answer always has. The derive takes every `Option` for one that may be missing;
+//! in our answers it is there and null, unless it is named here.
+
+use utoipa::openapi::{Components, RefOr, Schema};
+
+/// Types that only answers have, with the fields that may be left out.
+const ANSWERS: [(&str, &[&str]); 12] = [
+    ("Run", &["input", "result", "steps"]),
+    ("RunError", &[]),
+    ("RunResult", &[]),
+    ("RequiredAction", &[]),
+    ("Step", &[]),
+    ("StepCall", &[]),
+    ("Usage", &[]),
+    ("AgentList", &[]),
+    ("AgentVersionList", &[]),
+    ("RunList", &[]),
+    ("StepList", &[]),
+    ("Health", &[]),
+];
+
+/// Marks them.
+pub fn mark(components: &mut Components) {
+    for (name, may_be_left_out) in ANSWERS {
+        let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) else {
+            continue;
+        };
+        let always = object.properties.keys().filter(|f| !may_be_left_out.contains(&f.as_str()));
+        object.required = always.cloned().collect();
+    }
+}

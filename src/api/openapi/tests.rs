@@ -1,0 +1,117 @@
+use super::*;
+use serde_json::Value;
+
+fn spec() -> Value {
+    serde_json::to_value(document()).unwrap()
+}
+
+fn operations(spec: &Value) -> Vec<(String, Value)> {
+    let paths = spec["paths"].as_object().unwrap();
+    let of_path = |(path, item): (&String, &Value)| {
+        let item = item.as_object().unwrap().clone();
+        let path = path.clone();
+        item.into_iter().map(move |(method, operation)| (format!("{method} {path}"), operation))
+    };
+    paths.iter().flat_map(of_path).collect()
+}
+
+#[test]
+fn the_committed_spec_is_the_one_that_the_code_makes() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
+    #[expect(clippy::disallowed_methods, reason = "a test that is asked to write instead")]
+    if std::env::var("STEPWELL_WRITE_OPENAPI").is_ok() {
+        std::fs::write(path, yaml()).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        committed == yaml(),
+        "openapi.yaml is stale: STEPWELL_WRITE_OPENAPI=1 cargo test --lib openapi"
+    );
+}
+
+#[test]
+fn every_operation_says_what_it_is_for_and_how_it_can_fail() {
+    for (name, operation) in operations(&spec()) {
+        for field in ["operationId", "summary", "description", "tags"] {
+            assert!(!operation[field].is_null(), "{name} has no {field}");
+        }
+        let responses = operation["responses"].as_object().unwrap();
+        assert!(responses.values().all(|r| !r["description"].as_str().unwrap().is_empty()));
+        if name.contains("/v1/") {
+            for status in ["401", "406", "500", "503"] {
+                assert!(responses.contains_key(status), "{name} has no {status}");
+            }
+            assert_eq!(responses.contains_key("404"), name.contains('{') || name.starts_with("post"));
+        }
+        let keyed = operation["parameters"].as_array().is_some_and(|parameters| {
+            parameters.iter().any(|parameter| parameter["name"] == "Idempotency-Key")
+        });
+        assert_eq!(keyed, !name.starts_with("get "), "{name}");
+    }
+}
+
+#[test]
+fn every_reference_leads_somewhere_and_every_schema_is_used() {
+    fn references(value: &Value, found: &mut std::collections::BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                if let Some(Value::String(place)) = fields.get("$ref") {
+                    found.insert(place.clone());
+                }
+                fields.values().for_each(|value| references(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let spec = spec();
+    let mut found = std::collections::BTreeSet::new();
+    references(&spec, &mut found);
+    let names = spec["components"]["schemas"].as_object().unwrap().keys();
+    let there: std::collections::BTreeSet<String> =
+        names.map(|name| format!("#/components/schemas/{name}")).collect();
+    assert_eq!(found.difference(&there).collect::<Vec<_>>(), Vec::<&String>::new());
+    // A stream's events are its own union; the log's is used by pages of it.
+    assert_eq!(there.difference(&found).collect::<Vec<_>>(), Vec::<&String>::new());
+}
+
+#[test]
+fn agents_are_flat_objects_with_every_field() {
+    let spec = spec();
+    let schemas = &spec["components"]["schemas"];
+    for (name, field) in [
+        ("Agent", "version"),
+        ("Agent", "model"),
+        ("CreateAgentRequest", "agent_id"),
+        ("CreateAgentRequest", "script"),
+        ("UpdateAgentRequest", "tools"),
+    ] {
+        assert_eq!(schemas[name]["type"], "object", "{name}");
+        assert!(!schemas[name]["properties"][field].is_null(), "{name}.{field}");
+    }
+    assert_eq!(schemas["CreateAgentRequest"]["properties"]["max_steps"]["default"], 20);
+    assert_eq!(schemas["CreateAgentRequest"]["additionalProperties"], false);
+    assert!(schemas["Agent"]["additionalProperties"].is_null());
+}
+
+#[test]
+fn every_event_has_a_flat_schema_with_its_own_type_and_a_place_in_both_unions() {
+    let spec = spec();
+    let schemas = &spec["components"]["schemas"];
+    for event_type in crate::domain::event::EventType::ALL {
+        let word = event_type.as_str();
+        for union in ["RunEvent", "StreamEvent"] {
+            let place = schemas[union]["discriminator"]["mapping"][word].as_str().unwrap();
+            let name = place.rsplit('/').next().unwrap();
+            assert_eq!(schemas[name]["properties"]["type"]["enum"], serde_json::json!([word]));
+            for field in ["type", "seq", "run_id", "created_at"] {
+                let required = schemas[name]["required"].as_array().unwrap();
+                assert!(required.iter().any(|name| name == field), "{name}.{field}");
+            }
+        }
+    }
+    for word in ["stream.gap", "stream.end"] {
+        assert!(schemas["RunEvent"]["discriminator"]["mapping"][word].is_null());
+        assert!(!schemas["StreamEvent"]["discriminator"]["mapping"][word].is_null());
+    }
+}

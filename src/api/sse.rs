@@ -1,0 +1,364 @@
+//! A run's log as server-sent events: a cursor, and one buffer for all that is there.
+//!
+//! This is the hottest path of the server. The text of an event is shared by all its readers; here
+//! it is only framed, and everything that is available goes out in one chunk. A stream owns no
+//! queue: while its client takes nothing it is not polled, and reads nothing.
+
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::Stream;
+use serde::Serialize;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use crate::app::{AppError, Caller};
+use crate::domain::event::{Entry, EventType};
+use crate::domain::ids::RunId;
+
+use super::disconnect::OnDisconnect;
+use super::{ApiError, ApiState, query};
+
+/// After so much silence a comment is sent: proxies close what looks dead, and a write is how a
+/// dead client is noticed.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Streams end after so long and are taken up again: no deployment waits for a reader.
+const ROTATION: Duration = Duration::from_secs(30 * 60);
+/// What surrounds an event's text: the longest type, a seq of ten digits, and the field names.
+const FRAME_BYTES: usize = 64;
+
+/// Which types of events a reader wants, as bits by [`EventType::code`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventFilter(u64);
+
+impl EventFilter {
+    /// All of them.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// Reads a list like `run.*,message.delta`.
+    ///
+    /// # Errors
+    /// `validation_failed` for a pattern that matches no type: it is misspelt.
+    pub fn parse(patterns: &str) -> Result<Self, ApiError> {
+        let mut bits = 0;
+        for pattern in patterns.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+            let matched = EventType::ALL
+                .iter()
+                .filter(|event_type| matches(pattern, event_type.as_str()))
+                .fold(0, |bits, event_type| bits | bit(*event_type));
+            // What the server says about the stream itself passes anyway.
+            let ours = ["stream.gap", "stream.end"].iter().any(|name| matches(pattern, name));
+            if matched == 0 && !ours {
+                let must = format!(
+                    "has the pattern {pattern:?}, which matches no event type; \
+                     write for example types=run.*,message.delta"
+                );
+                return Err(query::invalid("types", &must));
+            }
+            bits |= matched;
+        }
+        Ok(Self(bits))
+    }
+
+    /// Final events pass every filter: they are how a reader knows that it is over.
+    fn lets(self, event_type: EventType) -> bool {
+        self.0 & bit(event_type) != 0 || event_type.is_final()
+    }
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some("") => true,
+        Some(prefix) => prefix.ends_with('.') && name.starts_with(prefix),
+        None => name == pattern,
+    }
+}
+
+fn bit(event_type: EventType) -> u64 {
+    1_u64.checked_shl(u32::try_from(event_type.code()).unwrap_or(u32::MAX)).unwrap_or(0)
+}
+
+/// Where a reader was: `Last-Event-ID` beats `?after=`, and an empty one is none.
+///
+/// # Errors
+/// `invalid_cursor` for what is no number.
+pub fn cursor(last_event_id: Option<&HeaderValue>, after: Option<&str>) -> Result<i32, ApiError> {
+    let header = last_event_id.map(|value| value.to_str().unwrap_or("?"));
+    let given = header.filter(|text| !text.is_empty()).or(after.filter(|text| !text.is_empty()));
+    let Some(text) = given else { return Ok(0) };
+    // Digits alone: "+5" would parse, and was never an id of ours.
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).ok_or_else(past_or_malformed)
+}
+
+/// What a cursor gets that this log never gave.
+pub fn past_or_malformed() -> ApiError {
+    ApiError::new(
+        super::ErrorCode::InvalidCursor,
+        "The cursor is not the id of an event that this run has had.",
+    )
+}
+
+/// Why the server ended a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamEndReason {
+    /// The run is over, and everything was sent.
+    RunEnded,
+    /// The conversation is over.
+    ConversationClosed,
+    /// The stream was open for long enough: come back with your cursor.
+    Rotated,
+    /// Nothing was read for 30 s: come back with your cursor.
+    SlowReader,
+    /// The server is stopping: come back with your cursor.
+    Draining,
+    /// The database does not answer: come back with your cursor.
+    Unavailable,
+    /// The key is not valid any more.
+    Unauthorized,
+}
+
+impl StreamEndReason {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::RunEnded => "run_ended",
+            Self::ConversationClosed => "conversation_closed",
+            Self::Rotated => "rotated",
+            Self::SlowReader => "slow_reader",
+            Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
+            Self::Unauthorized => "unauthorized",
+        }
+    }
+}
+
+/// A stream to be opened. The caller has been seen to own the run.
+pub struct EventStream {
+    /// Everything else.
+    pub state: ApiState,
+    /// Who reads.
+    pub caller: Caller,
+    /// Which run.
+    pub run_id: RunId,
+    /// After which event.
+    pub after: i32,
+    /// Which types.
+    pub filter: EventFilter,
+    /// Held until the stream has ended, when the client's going away cancels the run.
+    pub on_disconnect: Option<OnDisconnect>,
+}
+
+impl EventStream {
+    /// The answer whose body is the stream.
+    pub fn response(self) -> Response {
+        let mut response = Response::new(Body::from_stream(self.chunks()));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        response
+    }
+
+    fn chunks(mut self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+        async_stream::stream! {
+            let mut cursor = self.state.app.follow(&self.caller, self.run_id, self.after);
+            let stop = self.state.stop.clone();
+            let stopped = stop.cancelled();
+            let rotate_at = Instant::now() + ROTATION;
+            let mut last_sent = Instant::now();
+            // One timer, looked at when it fires, and not moved at every event.
+            let timer = tokio::time::sleep_until(last_sent + SILENCE);
+            tokio::pin!(stopped, timer);
+            let mut last_seq = self.after;
+            yield Ok(hello(self.state.app.clock().chance()));
+            let reason = loop {
+                let woken = tokio::select! {
+                    biased;
+                    entries = cursor.next() => Woken::Entries(entries),
+                    () = &mut stopped => Woken::Stopped,
+                    () = &mut timer => Woken::Timer,
+                };
+                match woken {
+                    Woken::Entries(Ok(entries)) => {
+                        let ended = entries.iter().any(|entry| entry.event_type.is_final());
+                        last_seq = entries.last().map_or(last_seq, |entry| entry.seq);
+                        let mut chunk = frame(&entries, self.filter);
+                        if ended {
+                            self.done();
+                            end(&mut chunk, StreamEndReason::RunEnded, last_seq);
+                            yield Ok(Bytes::from(chunk));
+                            return;
+                        }
+                        last_sent = Instant::now();
+                        if !chunk.is_empty() {
+                            yield Ok(Bytes::from(chunk));
+                        }
+                        if last_sent >= rotate_at {
+                            break StreamEndReason::Rotated;
+                        }
+                    }
+                    Woken::Entries(Err(error)) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(run_id = %self.run_id, error, "a stream broke off");
+                        break StreamEndReason::Unavailable;
+                    }
+                    Woken::Stopped => break StreamEndReason::Draining,
+                    Woken::Timer => {
+                        let now = Instant::now();
+                        if now >= rotate_at {
+                            break StreamEndReason::Rotated;
+                        }
+                        if now >= last_sent + SILENCE {
+                            last_sent = now;
+                            yield Ok(Bytes::from_static(b":\n\n"));
+                        }
+                        timer.as_mut().reset((last_sent + SILENCE).min(rotate_at));
+                    }
+                }
+            };
+            self.done();
+            let mut chunk = Vec::new();
+            end(&mut chunk, reason, last_seq);
+            yield Ok(Bytes::from(chunk));
+        }
+    }
+
+    /// From here on it is the server that ends the stream.
+    fn done(&mut self) {
+        if let Some(on_disconnect) = &mut self.on_disconnect {
+            on_disconnect.done();
+        }
+    }
+}
+
+enum Woken {
+    Entries(Result<Vec<Entry>, AppError>),
+    Stopped,
+    Timer,
+}
+
+/// The first bytes: when to come back, different for everyone, and something to read at once.
+fn hello(chance: f64) -> Bytes {
+    let retry = 1_000 + (chance * 2_000.0) as u32;
+    Bytes::from(format!("retry: {retry}\n: stepwell\n\n"))
+}
+
+fn frame(entries: &[Entry], filter: EventFilter) -> Vec<u8> {
+    let wanted = || entries.iter().filter(|entry| filter.lets(entry.event_type));
+    let size: usize = wanted().map(|entry| entry.data.len() + FRAME_BYTES).sum();
+    let mut out = Vec::with_capacity(size);
+    for entry in wanted() {
+        // Writing to a Vec cannot fail.
+        let _ = write!(out, "id: {}\nevent: ", entry.seq);
+        out.extend_from_slice(entry.event_type.as_str().as_bytes());
+        out.extend_from_slice(b"\ndata: ");
+        out.extend_from_slice(&entry.data);
+        out.extend_from_slice(b"\n\n");
+    }
+    out
+}
+
+/// The last event of a stream that the server ends: no id, for it is no entry of the log.
+fn end(out: &mut Vec<u8>, reason: StreamEndReason, last_seq: i32) {
+    let reason = reason.as_str();
+    let _ = write!(
+        out,
+        "event: stream.end\ndata: {{\"type\":\"stream.end\",\"reason\":\"{reason}\",\"last_seq\":{last_seq}}}\n\n"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(seq: i32, event_type: EventType) -> Entry {
+        let data = format!("{{\"type\":\"{}\",\"seq\":{seq}}}", event_type.as_str());
+        Entry { seq, event_type, data: Bytes::from(data) }
+    }
+
+    #[test]
+    fn all_that_is_there_goes_out_in_one_buffer_framed_exactly() {
+        let entries = [entry(1, EventType::RunQueued), entry(2, EventType::MessageDelta)];
+        let chunk = frame(&entries, EventFilter::ALL);
+        assert_eq!(
+            String::from_utf8(chunk).unwrap(),
+            "id: 1\nevent: run.queued\ndata: {\"type\":\"run.queued\",\"seq\":1}\n\n\
+             id: 2\nevent: message.delta\ndata: {\"type\":\"message.delta\",\"seq\":2}\n\n"
+        );
+    }
+
+    #[test]
+    fn the_buffer_never_grows() {
+        for event_type in EventType::ALL {
+            let entries = [entry(i32::MAX, *event_type)];
+            let data = entries[0].data.len();
+            assert!(frame(&entries, EventFilter::ALL).len() <= data + FRAME_BYTES);
+        }
+    }
+
+    #[test]
+    fn a_filter_lets_through_what_it_names_and_every_final_event() {
+        let filter = EventFilter::parse("run.*, message.delta").unwrap();
+        for (event_type, passes) in [
+            (EventType::RunQueued, true),
+            (EventType::MessageDelta, true),
+            (EventType::MessageCompleted, false),
+            (EventType::StepStarted, false),
+        ] {
+            assert_eq!(filter.lets(event_type), passes, "{event_type:?}");
+        }
+        let filter = EventFilter::parse("message.*").unwrap();
+        assert!(filter.lets(EventType::RunCompleted) && !filter.lets(EventType::RunRunning));
+        assert!(EventFilter::parse("stream.end").unwrap().lets(EventType::RunFailed));
+        assert!(EventFilter::parse("*").unwrap().lets(EventType::StepStarted));
+        for wrong in ["runs.*", "message", "message.delt*", "*.delta", "run.*,x"] {
+            assert!(EventFilter::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_type_has_a_bit_of_its_own() {
+        let all: Vec<u64> = EventType::ALL.iter().map(|t| bit(*t)).collect();
+        assert!(all.iter().all(|bit| *bit != 0));
+        assert_eq!(all.iter().fold(0, |sum, bit| sum | bit).count_ones() as usize, all.len());
+    }
+
+    #[test]
+    fn the_header_beats_the_query_and_empty_is_none() {
+        let at = |header: Option<&'static str>, after| {
+            cursor(header.map(HeaderValue::from_static).as_ref(), after).ok()
+        };
+        assert_eq!(at(None, None), Some(0));
+        assert_eq!(at(Some("17"), Some("3")), Some(17));
+        assert_eq!(at(Some(""), Some("3")), Some(3));
+        assert_eq!(at(None, Some("")), Some(0));
+        for wrong in ["x", "-1", "+1", "1.5", "99999999999", " 1"] {
+            assert_eq!(at(None, Some(wrong)), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_end_says_why_and_has_no_id() {
+        let mut chunk = Vec::new();
+        end(&mut chunk, StreamEndReason::RunEnded, 9);
+        assert_eq!(
+            String::from_utf8(chunk).unwrap(),
+            "event: stream.end\ndata: {\"type\":\"stream.end\",\"reason\":\"run_ended\",\"last_seq\":9}\n\n"
+        );
+        for reason in [StreamEndReason::Rotated, StreamEndReason::SlowReader] {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+    }
+
+    #[test]
+    fn the_first_bytes_ask_to_come_back_in_one_to_three_seconds() {
+        assert_eq!(hello(0.0), "retry: 1000\n: stepwell\n\n");
+        assert_eq!(hello(0.9999), "retry: 2999\n: stepwell\n\n");
+    }
+}
