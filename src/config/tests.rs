@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::*;
+use crate::models::Wire;
 use crate::domain::money::Price;
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";

@@ -22,7 +22,9 @@ use crate::shutdown::Tasks;
 const RUN: &str = "/v1/runs/run_019a0c5e7d2a7c3f8b1e2d3c4b5a6978";
 
 fn state() -> ApiState {
-    let log = Log { store: down::store(), clock: Clock::system() };
+    let clock = Clock::system();
+    let node_id = crate::domain::ids::NodeId::from_uuid(clock.uuid());
+    let (log, _) = Log::new(down::store(), clock, node_id, 0);
     ApiState {
         app: Arc::new(App::new(log, Arc::new(Catalogue::default()), Links::default())),
         tasks: Tasks::new(),

@@ -2,11 +2,8 @@
 
 mod bounds;
 mod cancel;
-mod create;
 mod follow;
 mod idempotency;
-mod recover;
-mod wires;
 
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use stepwell::store::sqlite::{Options, SqliteStore};
 macro_rules! conformance {
     ($($test:ident),+ $(,)?) => {
         $crate::support::databases::on!(sqlite: $($test),+);
-        // $crate::support::databases::on!(postgres: $($test),+);
+        $crate::support::databases::on!(postgres: $($test),+);
     };
 }
 pub(crate) use conformance;
@@ -36,7 +36,7 @@ pub(crate) use on;
 pub async fn all() -> Vec<Database> {
     vec![
         sqlite().await,
-        // postgres().await,
+        postgres().await,
     ]
 }
 
@@ -63,13 +63,11 @@ pub async fn open_sqlite(directory: &Directory, options: Options) -> SqliteStore
     store
 }
 
-// /// A new Postgres database on the test server.
-// pub async fn postgres() -> Database {
-//     let url = super::postgres::database().await;
-//     let store = PostgresStore::open(&url, …).await.unwrap();
-//     store.migrate().await.unwrap();
-//     Database { name: "postgres", store: Arc::new(store), _directory: None }
-// }
+/// A new database on the test's Postgres server.
+pub async fn postgres() -> Database {
+    let store = super::postgres::store().await;
+    Database { name: "postgres", store: Arc::new(store), _directory: None }
+}
 
 /// A new directory, which goes with all files in it when this is dropped.
 pub struct Directory(PathBuf);

@@ -1,3 +1,32 @@
-//! What tests share.
+//! What tests stand on.
 
+pub mod client;
 pub mod databases;
+pub mod model_server;
+pub mod postgres;
+pub mod server;
+
+/// Runs each of these tests (`async fn(database_url: String)`) on an empty database of each kind.
+macro_rules! on_both_databases {
+    ($($test:ident;)+) => {
+        mod on_sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    let folder = $crate::support::server::Folder::new();
+                    let path = folder.path().join("stepwell.db");
+                    super::$test(format!("sqlite://{}", path.display())).await;
+                }
+            )+
+        }
+        mod on_postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    super::$test($crate::support::postgres::empty_database().await).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use on_both_databases;
