@@ -109,18 +109,27 @@ pub async fn started(
     let mut guard = mode
         .cancel_on_disconnect
         .then(|| OnDisconnect::cancel(state.clone(), caller.clone(), run_id));
-    let mut response = if mode.stream {
+    let response = if mode.stream {
         // A new run has no event that a client could have seen.
         let cursor = headers.get(&LAST_EVENT_ID).filter(|_| answer.replayed);
-        let after = sse::cursor(cursor, None)?;
-        stream(state, caller, &answer.value, after, EventFilter::ALL, guard)?
-    } else {
-        let response = waited(state, caller, answer.value, mode.wait).await?;
-        if let Some(guard) = &mut guard {
-            guard.done();
+        let stream = sse::cursor(cursor, None)
+            .and_then(|after| open(state, caller, &answer.value, after, EventFilter::ALL));
+        match stream {
+            Ok(Some(mut stream)) => {
+                stream.on_disconnect = guard.take();
+                Ok(stream.response())
+            }
+            Ok(None) => Ok(no_content(&Answer::new(()))),
+            Err(error) => Err(error),
         }
-        response
+    } else {
+        waited(state, caller, answer.value, mode.wait).await
     };
+    // Here is an answer, if only an error: whatever happens now, the client was there for it.
+    if let Some(guard) = &mut guard {
+        guard.done();
+    }
+    let mut response = response?;
     set(&mut response, header::LOCATION, &state.app.links().run(run_id));
     Ok(replayed(response, answer.replayed))
 }
@@ -183,7 +192,7 @@ pub fn run_response(status: StatusCode, run: &Run) -> Result<Response, ApiError>
     Ok(response)
 }
 
-/// The run's events after `after`: 200 with a stream, or 204 when nothing is left to come.
+/// The run's events after `after`, as an answer: 204 when nothing is left to come.
 ///
 /// # Errors
 /// `invalid_cursor` for a cursor past the head.
@@ -193,17 +202,28 @@ pub fn stream(
     record: &RunRecord,
     after: i32,
     filter: EventFilter,
-    on_disconnect: Option<OnDisconnect>,
 ) -> Result<Response, ApiError> {
+    let stream = open(state, caller, record, after, filter)?;
+    // 204 is what stops an EventSource from coming back.
+    Ok(stream.map_or_else(|| no_content(&Answer::new(())), EventStream::response))
+}
+
+/// The stream; `None` when the run has ended and nothing comes after the cursor.
+fn open(
+    state: &ApiState,
+    caller: &Caller,
+    record: &RunRecord,
+    after: i32,
+    filter: EventFilter,
+) -> Result<Option<EventStream>, ApiError> {
     if after > record.last_seq {
         return Err(sse::past_or_malformed());
     }
     if record.row.status.is_final() && after == record.last_seq {
-        // This status is what stops an EventSource from coming back.
-        return Ok(no_content(&Answer::new(())));
+        return Ok(None);
     }
     let (state, caller, run_id) = (state.clone(), caller.clone(), record.row.run_id);
-    Ok(EventStream { state, caller, run_id, after, filter, on_disconnect }.response())
+    Ok(Some(EventStream { state, caller, run_id, after, filter, on_disconnect: None }))
 }
 
 impl ApiState {

@@ -12,6 +12,10 @@ use super::AppError;
 /// [`AppError::UnknownField`] for the first field that `T` does not have, [`AppError::Invalid`] for
 /// the first value that does not fit.
 pub fn read<T: DeserializeOwned>(document: Value) -> Result<T, AppError> {
+    // serde would read a list as a struct, field by field.
+    if document.is_array() {
+        return Err(AppError::invalid("", "must be an object"));
+    }
     serde_path_to_error::deserialize(document)
         .map_err(|error| explain(&pointer(error.path()), &error.inner().to_string()))
 }

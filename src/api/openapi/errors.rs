@@ -79,19 +79,28 @@ pub fn add(document: &mut OpenApi) {
                 }
             }
             codes.extend_from_slice(own(operation.operation_id.as_deref().unwrap_or_default()));
-            respond(operation, &codes);
+            respond(operation, &codes, &mut components.responses);
         }
     }
 }
 
-fn respond(operation: &mut Operation, codes: &[E]) {
+/// Operations that can fail in the same ways with a status share one response.
+fn respond(
+    operation: &mut Operation,
+    codes: &[E],
+    shared: &mut BTreeMap<String, RefOr<Response>>,
+) {
     let mut by_status: BTreeMap<u16, Vec<E>> = BTreeMap::new();
     // In the order of the table, each once.
     for code in E::ALL.iter().filter(|code| codes.contains(code)) {
         by_status.entry(code.status().as_u16()).or_default().push(*code);
     }
     for (status, codes) in by_status {
-        operation.responses.responses.insert(status.to_string(), RefOr::T(response(&codes)));
+        let names: Vec<String> = codes.iter().map(|code| format!("{code:?}")).collect();
+        let name = names.join("Or");
+        let place = RefOr::Ref(Ref::from_response_name(&name));
+        operation.responses.responses.insert(status.to_string(), place);
+        shared.entry(name).or_insert_with(|| RefOr::T(response(&codes)));
     }
 }
 

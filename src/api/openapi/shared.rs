@@ -1,10 +1,14 @@
 //! What all operations have in common: the key, the request's id, idempotency, and useful headers.
 
+use utoipa::PartialSchema as _;
 use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, Required};
+
+use crate::api::pages::ListOrder;
+use crate::api::v1::runs::Include;
 
 const BEARER: &str = "bearer";
 
@@ -14,6 +18,9 @@ pub fn add(document: &mut OpenApi) {
         "The server's key (`STEPWELL_ADMIN_KEY`). A server without one takes requests as they are.",
     ));
     let components = document.components.get_or_insert_default();
+    // utoipa refers to the types of query parameters and does not collect them.
+    components.schemas.insert("ListOrder".to_owned(), ListOrder::schema());
+    components.schemas.insert("Include".to_owned(), Include::schema());
     components
         .security_schemes
         .insert(BEARER.to_owned(), SecurityScheme::Http(scheme.build()).into());

@@ -172,9 +172,13 @@ fn read(
 
 /// Takes `config.client_tools` out, which no run has in this version.
 fn no_client_tools(body: &mut Value) -> Result<(), AppError> {
-    let config = body.get_mut("config").and_then(Value::as_object_mut);
-    match config.and_then(|config| config.remove("client_tools")) {
-        Some(tools) if !is_nothing(&tools) => Err(unsupported("/config/client_tools")),
+    match body.get_mut("config") {
+        Some(Value::Object(config)) => match config.remove("client_tools") {
+            Some(tools) if !is_nothing(&tools) => Err(unsupported("/config/client_tools")),
+            _ => Ok(()),
+        },
+        // serde would read a list as a config, field by field.
+        Some(Value::Array(_)) => Err(AppError::invalid("/config", "must be an object")),
         _ => Ok(()),
     }
 }

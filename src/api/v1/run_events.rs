@@ -55,7 +55,7 @@ pub async fn stream_run_events(
     let after = sse::cursor(headers.get("last-event-id"), query.after.as_deref())?;
     let types = query.types.as_deref().filter(|types| !types.is_empty());
     let filter = types.map_or(Ok(EventFilter::ALL), EventFilter::parse)?;
-    reply::stream(&state, &caller, &record, after, filter, None)
+    reply::stream(&state, &caller, &record, after, filter)
 }
 
 /// List a run's events
