@@ -7,7 +7,8 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use bytes::BytesMut;
+use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -20,6 +21,8 @@ use super::{ApiError, ApiState, ErrorCode};
 
 /// Larger bodies are refused.
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of a body that is too large which are still read, so that its sender can read the answer.
+const MAX_DISCARDED_BYTES: usize = 32 * 1024 * 1024;
 /// Deeper documents are refused: whatever walks them may recurse.
 const MAX_DEPTH: usize = 64;
 /// A body that has not arrived by then is not coming: nobody may hold a connection with a drip.
@@ -122,22 +125,33 @@ fn unsupported() -> ApiError {
     ApiError::new(ErrorCode::UnsupportedMediaType, "The body must be sent as application/json.")
 }
 
-async fn collect(body: axum::body::Body) -> Result<Bytes, ApiError> {
-    let body = Limited::new(body, MAX_BODY_BYTES).collect();
-    let late = || ApiError::new(ErrorCode::InvalidJson, "The body did not arrive in time.");
-    match tokio::time::timeout(BODY_PATIENCE, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) => {
-            let too_large = error.is::<LengthLimitError>()
-                || error.source().is_some_and(|source| source.is::<LengthLimitError>());
-            Err(if too_large {
-                ApiError::new(ErrorCode::BodyTooLarge, "The body is larger than 4 MiB.").closing()
-            } else {
+/// Reads a body. One that is too large is read on for a while and thrown away: a client that is still
+/// sending when the connection closes never sees the answer that says why.
+async fn collect(mut body: axum::body::Body) -> Result<Bytes, ApiError> {
+    let read = async {
+        let mut kept = BytesMut::new();
+        let mut length = 0;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| {
                 ApiError::new(ErrorCode::InvalidJson, "The body broke off.").closing()
-            })
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            length += data.len();
+            if length > MAX_DISCARDED_BYTES {
+                break;
+            }
+            if length <= MAX_BODY_BYTES {
+                kept.extend_from_slice(&data);
+            }
         }
-        Err(_) => Err(late().closing()),
-    }
+        if length > MAX_BODY_BYTES {
+            let message = "The body is larger than 4 MiB.";
+            return Err(ApiError::new(ErrorCode::BodyTooLarge, message).closing());
+        }
+        Ok(kept.freeze())
+    };
+    let late = || ApiError::new(ErrorCode::InvalidJson, "The body did not arrive in time.");
+    tokio::time::timeout(BODY_PATIENCE, read).await.unwrap_or_else(|_| Err(late().closing()))
 }
 
 /// Parses a document: a syntax error, a lone surrogate, a number beyond all numbers or too deep a

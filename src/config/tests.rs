@@ -2,8 +2,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::*;
-use crate::models::Wire;
 use crate::domain::money::Price;
+use crate::models::Wire;
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 

@@ -114,11 +114,13 @@ impl Server {
         let node_id = NodeId::from_uuid(clock.uuid());
         let slots = config.max_concurrent_runs;
         let catalogue = Arc::new(config.catalogue());
-        let models = Arc::new(Models::new(config.providers().to_vec()).map_err(StartError::Models)?);
+        let models =
+            Arc::new(Models::new(config.providers().to_vec()).map_err(StartError::Models)?);
 
         let (log, handovers) = Log::new(store.clone(), clock, node_id, slots);
         log.start(&work, &journal);
-        let engine = Engine::new(Parts { log: log.clone(), models, catalogue: catalogue.clone(), slots });
+        let engine =
+            Engine::new(Parts { log: log.clone(), models, catalogue: catalogue.clone(), slots });
         engine.start(handovers, &work).await.map_err(doing("starting the engine"))?;
 
         let app = App::new(log, catalogue, Links::new(config.public_url.as_deref()));
@@ -155,7 +157,10 @@ impl Server {
             async move { accept::serve(listener, router, &edge).await }
         });
         stop.await;
-        tracing::info!(runs = engine.driving(), "stopping: no new connections, runs are handed back");
+        tracing::info!(
+            runs = engine.driving(),
+            "stopping: no new connections, runs are handed back"
+        );
         edge.stop();
         tokio::select! {
             () = drain(&engine, &edge, &work, &journal) => {}

@@ -59,8 +59,8 @@ impl RunFields {
     /// # Errors
     /// [`StoreError::Corrupt`].
     pub(super) fn record(self) -> Result<RunRecord> {
-        let status = RunStatus::from_code(self.status)
-            .ok_or_else(|| corrupt("runs.status", self.status))?;
+        let status =
+            RunStatus::from_code(self.status).ok_or_else(|| corrupt("runs.status", self.status))?;
         let usage = Usage::new(
             count(self.input_tokens)?,
             count(self.cached_input_tokens)?,

@@ -65,7 +65,10 @@ what you do not know.";
 
 fn tags() -> Vec<Tag> {
     [
-        ("agents", "A model, instructions, tools and limits under a name. Every change is a new version."),
+        (
+            "agents",
+            "A model, instructions, tools and limits under a name. Every change is a new version.",
+        ),
         ("runs", "One execution of an agent, from its input to its end."),
         ("events", "What happened in a run: as a stream, as pages, and folded into steps."),
         ("health", "Whether the server is up, and whether it can take work. No key needed."),

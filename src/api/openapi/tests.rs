@@ -44,7 +44,10 @@ fn every_operation_says_what_it_is_for_and_how_it_can_fail() {
             for status in ["401", "406", "500", "503"] {
                 assert!(responses.contains_key(status), "{name} has no {status}");
             }
-            assert_eq!(responses.contains_key("404"), name.contains('{') || name.starts_with("post"));
+            assert_eq!(
+                responses.contains_key("404"),
+                name.contains('{') || name.starts_with("post")
+            );
         }
         let keyed = operation["parameters"].as_array().is_some_and(|parameters| {
             parameters.iter().any(|parameter| parameter["name"] == "Idempotency-Key")

@@ -67,7 +67,12 @@ impl RunsQuery {
             end_user_id: self.end_user_id,
             created_after: query::parse("created_after", text(&self.created_after), time)?,
             created_before: query::parse("created_before", text(&self.created_before), time)?,
-            metadata: self.metadata.unwrap_or_default().iter().map(pair).collect::<Result<_, _>>()?,
+            metadata: self
+                .metadata
+                .unwrap_or_default()
+                .iter()
+                .map(pair)
+                .collect::<Result<_, _>>()?,
         })
     }
 }

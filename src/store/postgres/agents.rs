@@ -166,10 +166,8 @@ impl PostgresStore {
         at: Timestamp,
         key: Option<&NewKey>,
     ) -> Result<Written<bool>> {
-        let update = sqlx::query(ARCHIVE)
-            .bind(workspace_id.0)
-            .bind(agent_id.as_str())
-            .bind(at.millis());
+        let update =
+            sqlx::query(ARCHIVE).bind(workspace_id.0).bind(agent_id.as_str()).bind(at.millis());
         self.write_agent(key, update, None).await
     }
 
@@ -198,8 +196,7 @@ impl PostgresStore {
         agent_id: &AgentId,
         version: Option<i32>,
     ) -> Result<Option<Agent>> {
-        let query =
-            sqlx::query(LOAD).bind(workspace_id.0).bind(agent_id.as_str()).bind(version);
+        let query = sqlx::query(LOAD).bind(workspace_id.0).bind(agent_id.as_str()).bind(version);
         let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
         let row = lease.row(query).await.map_err(failure::of_read)?;
         row.as_ref().map(agent).transpose()
@@ -252,10 +249,7 @@ impl PostgresStore {
         self.agents(sqlx::query(LIST_CONFIG).bind(workspace_id.0).bind(config)).await
     }
 
-    async fn agents(
-        &self,
-        query: Statement<'_>,
-    ) -> Result<Vec<Agent>> {
+    async fn agents(&self, query: Statement<'_>) -> Result<Vec<Agent>> {
         let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
         let rows = lease.rows(query).await.map_err(failure::of_read)?;
         rows.iter().map(agent).collect()

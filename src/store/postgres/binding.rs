@@ -18,9 +18,7 @@ pub(super) fn flush<'q>(statement: Statement<'q>, batch: &Batch) -> Statement<'q
 
 /// $5 and $6: the fences.
 fn fences<'q>(statement: Statement<'q>, appends: &[&Append]) -> Statement<'q> {
-    statement
-        .bind(column(appends, |a| a.run_id.uuid()))
-        .bind(column(appends, |a| a.rev))
+    statement.bind(column(appends, |a| a.run_id.uuid())).bind(column(appends, |a| a.rev))
 }
 
 /// $5–$9: fences and deltas.

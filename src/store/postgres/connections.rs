@@ -172,10 +172,7 @@ impl Lease<'_> {
     /// # Errors
     /// [`sqlx::Error::Database`] when the server refused it; every other error means that the answer
     /// is not known, and that the connection will be thrown away.
-    pub(super) async fn rows(
-        &mut self,
-        query: Statement<'_>,
-    ) -> Result<Vec<PgRow>, sqlx::Error> {
+    pub(super) async fn rows(&mut self, query: Statement<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
         let whole = std::mem::replace(&mut self.whole, false);
         let open = self.open.as_mut().ok_or(sqlx::Error::PoolClosed)?;
         let answer = timeout_at(self.deadline, query.fetch_all(&mut open.connection)).await;
@@ -188,10 +185,7 @@ impl Lease<'_> {
     ///
     /// # Errors
     /// As [`Lease::rows`].
-    pub(super) async fn row(
-        &mut self,
-        query: Statement<'_>,
-    ) -> Result<Option<PgRow>, sqlx::Error> {
+    pub(super) async fn row(&mut self, query: Statement<'_>) -> Result<Option<PgRow>, sqlx::Error> {
         // Read to the end: the commit of an autocommit statement comes after its rows.
         Ok(self.rows(query).await?.into_iter().next())
     }
@@ -200,10 +194,7 @@ impl Lease<'_> {
     ///
     /// # Errors
     /// As [`Lease::rows`].
-    pub(super) async fn change(
-        &mut self,
-        query: Statement<'_>,
-    ) -> Result<u64, sqlx::Error> {
+    pub(super) async fn change(&mut self, query: Statement<'_>) -> Result<u64, sqlx::Error> {
         let whole = std::mem::replace(&mut self.whole, false);
         let open = self.open.as_mut().ok_or(sqlx::Error::PoolClosed)?;
         let answer = timeout_at(self.deadline, query.execute(&mut open.connection)).await;
@@ -268,7 +259,10 @@ fn answered<T>(answer: &Result<T, sqlx::Error>) -> bool {
         Err(sqlx::Error::Database(error)) => {
             // 0A000 is what a statement gets whose cached plan a migration made wrong.
             error.code().is_none_or(|code| {
-                !code.starts_with("57P") && !code.starts_with("08") && code != "25P03" && code != "0A000"
+                !code.starts_with("57P")
+                    && !code.starts_with("08")
+                    && code != "25P03"
+                    && code != "0A000"
             })
         }
         Err(_) => false,

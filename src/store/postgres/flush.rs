@@ -280,7 +280,9 @@ async fn outcome(lease: &mut Lease<'_>, batch: &Batch, done: &Done) -> Result<Ba
 /// The rows of the batch's keys that are bound, by the creation's place in the batch.
 async fn bound_keys(lease: &mut Lease<'_>, batch: &Batch) -> Result<HashMap<i32, KeyRow>> {
     let keyed = || {
-        (0_i32..).zip(&batch.creates).filter_map(|(ord, c)| c.key.as_ref().map(|new| (ord, &new.key)))
+        (0_i32..)
+            .zip(&batch.creates)
+            .filter_map(|(ord, c)| c.key.as_ref().map(|new| (ord, &new.key)))
     };
     let query = sqlx::query(KEYS)
         .bind(keyed().map(|(ord, _)| ord).collect::<Vec<_>>())
@@ -288,7 +290,8 @@ async fn bound_keys(lease: &mut Lease<'_>, batch: &Batch) -> Result<HashMap<i32,
         .bind(keyed().map(|(_, key)| key.scope).collect::<Vec<_>>())
         .bind(keyed().map(|(_, key)| key.key.as_str()).collect::<Vec<_>>());
     let rows = lease.rows(query).await.map_err(failure::of_read)?;
-    let read = |row| Ok((sqlx::Row::try_get(row, "ord").map_err(failure::of_value)?, keys::read(row)?));
+    let read =
+        |row| Ok((sqlx::Row::try_get(row, "ord").map_err(failure::of_value)?, keys::read(row)?));
     rows.iter().map(read).collect()
 }
 

@@ -118,8 +118,7 @@ impl PostgresStore {
         run_id: RunId,
         above: i32,
     ) -> Result<Vec<Entry>> {
-        let query =
-            sqlx::query(READ_FACTS).bind(workspace_id.0).bind(run_id.uuid()).bind(above);
+        let query = sqlx::query(READ_FACTS).bind(workspace_id.0).bind(run_id.uuid()).bind(above);
         let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
         let found = lease.rows(query).await.map_err(failure::of_read)?;
         found

@@ -116,12 +116,8 @@ impl PostgresStore {
             )
         })?;
         let server = server.application_name("stepwell");
-        let general = Connections::new(
-            &server,
-            settings::GENERAL,
-            options.max_connections.max(1),
-            DEADLINE,
-        );
+        let general =
+            Connections::new(&server, settings::GENERAL, options.max_connections.max(1), DEADLINE);
         let journal =
             Connections::new(&server, settings::JOURNAL, JOURNAL_CONNECTIONS, FLUSH_DEADLINE);
         let store = Self { options: server, journal, general, in_doubt: Mutex::default() };
@@ -139,7 +135,8 @@ impl PostgresStore {
     pub async fn migrate(&self) -> Result<()> {
         let mut connection = self.options.connect().await.map_err(failure::of_lease)?;
         connection.execute(settings::MIGRATION).await.map_err(failure::of_read)?;
-        let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
+        let mut migrator =
+            Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
         // During a rolling upgrade the schema may be ahead of this node.
         migrator.set_ignore_missing(true);
         migrator

@@ -190,8 +190,7 @@ impl PostgresStore {
         now: Timestamp,
         limit: i64,
     ) -> Result<Vec<Claim>> {
-        let query =
-            sqlx::query(CLAIM_DUE).bind(node_id.uuid()).bind(now.millis()).bind(limit);
+        let query = sqlx::query(CLAIM_DUE).bind(node_id.uuid()).bind(now.millis()).bind(limit);
         self.claims(query).await
     }
 

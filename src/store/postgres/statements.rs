@@ -210,12 +210,8 @@ from held"
 );
 
 /// Facts, and the deltas that were waiting with them.
-pub(super) const APPENDS: &str = concat!(
-    numbered!(),
-    held!("no key update"),
-    appended!(),
-    "select held.run_id from held"
-);
+pub(super) const APPENDS: &str =
+    concat!(numbered!(), held!("no key update"), appended!(), "select held.run_id from held");
 
 /// Creations without keys, and appends.
 pub(super) const CREATES_AND_APPENDS: &str = concat!(

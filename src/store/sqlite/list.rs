@@ -78,16 +78,8 @@ const BY_STATUS: Orders = Orders {
 
 /// Reads all runs in these statuses and sorts them: for statuses in which there are few.
 const BY_STATUSES: Orders = Orders {
-    asc: list!(
-        "runs_by_status",
-        "and r.status in (select s.value from json_each(?6) s)",
-        "asc"
-    ),
-    desc: list!(
-        "runs_by_status",
-        "and r.status in (select s.value from json_each(?6) s)",
-        "desc"
-    ),
+    asc: list!("runs_by_status", "and r.status in (select s.value from json_each(?6) s)", "asc"),
+    desc: list!("runs_by_status", "and r.status in (select s.value from json_each(?6) s)", "desc"),
 };
 
 /// By the primary key of `run_labels`, along the first pair, and then by the unique index of `runs`.

@@ -240,8 +240,7 @@ async fn take(
         });
     }
     if !numbers.is_empty() {
-        let query =
-            sqlx::query(CLAIM).bind(node_id.uuid()).bind(crashes).bind(numbers.json());
+        let query = sqlx::query(CLAIM).bind(node_id.uuid()).bind(crashes).bind(numbers.json());
         query.execute(connection).await.map_err(failure::of)?;
     }
     Ok(claims)

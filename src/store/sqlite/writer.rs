@@ -37,8 +37,7 @@ enum Left {
     Broken,
 }
 
-type Work =
-    Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -> BoxFuture<'c, Left> + Send>;
+type Work = Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -> BoxFuture<'c, Left> + Send>;
 
 /// Hands work to the writer.
 #[derive(Debug)]

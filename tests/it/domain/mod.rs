@@ -10,7 +10,7 @@ use stepwell::clock::Clock;
 use stepwell::domain::agent::AgentSettings;
 use stepwell::domain::decide::{Decision, Ending, Now, decide};
 use stepwell::domain::event::{Approval, ApprovalDecision, Entry, Event, EventType, RunQueued};
-use stepwell::domain::event::{SteeringInput, StatusChanged};
+use stepwell::domain::event::{StatusChanged, SteeringInput};
 use stepwell::domain::fold::{CallState, Folded};
 use stepwell::domain::ids::{CallId, RunId};
 use stepwell::domain::message::{Content, Input};
@@ -20,7 +20,7 @@ use stepwell::domain::run::{ActionType, RunError, RunErrorCode, RunStatus};
 use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
 use stepwell::domain::write::{self, NewIds};
-use stepwell::domain::{transcript, tool::Effect};
+use stepwell::domain::{tool::Effect, transcript};
 use stepwell::models::anthropic;
 use stepwell::models::openai::{self, TokenLimit};
 
@@ -98,7 +98,18 @@ impl Simulation {
         let folded = Folded::read([&first]).expect("fold");
         let log = vec![first];
         let in_flight = HashSet::new();
-        Self { run_id, log, folded, plan, now, in_flight, clock, requests: 0, crashes: 0, guests: 0 }
+        Self {
+            run_id,
+            log,
+            folded,
+            plan,
+            now,
+            in_flight,
+            clock,
+            requests: 0,
+            crashes: 0,
+            guests: 0,
+        }
     }
 
     fn next_seq(&self) -> i32 {
@@ -127,7 +138,8 @@ impl Simulation {
 
     /// A model's answer, as bad as answers get.
     fn answer(&mut self, dice: &mut Dice) -> ModelAnswer {
-        let arguments = ["{}", "", "{\"text\": \"x\"}", "not json", "[1]", "{\"text\": 7}", "\u{0}"];
+        let arguments =
+            ["{}", "", "{\"text\": \"x\"}", "not json", "[1]", "{\"text\": 7}", "\u{0}"];
         let tools = ["current_time", "echo", "nowhere", ""];
         let calls = (0..dice.roll(4)).map(|_| RequestedCall {
             tool: tools[usize::from(dice.roll(4))].to_owned(),
@@ -472,7 +484,8 @@ fn a_call_that_must_not_be_repeated_is_asked_about_after_a_crash() {
     let mut run = Simulation::new(&mut dice);
     run.push(write::started(&run.folded));
     run.push(write::step_started(&run.folded, &run.plan, 1));
-    let calls = vec![RequestedCall { tool: "echo".to_owned(), arguments: "{\"text\":\"a\"}".into() }];
+    let calls =
+        vec![RequestedCall { tool: "echo".to_owned(), arguments: "{\"text\":\"a\"}".into() }];
     let answer = ModelAnswer {
         content: String::new(),
         reasoning: String::new(),

@@ -33,7 +33,10 @@ async fn each_limit_ends_an_endless_run_with_its_reason_and_keeps_the_output(url
     client.post("/v1/agents", &agent).await.expect(201);
 
     let run = end(client, &json!({"max_steps": 3})).await;
-    assert_eq!((&run["status"], &run["incomplete_reason"]), (&json!("incomplete"), &json!("max_steps")));
+    assert_eq!(
+        (&run["status"], &run["incomplete_reason"]),
+        (&json!("incomplete"), &json!("max_steps"))
+    );
     assert_eq!(run["steps_completed"], 3);
     assert_eq!(run["result"]["content"], "still at it", "what there was is kept");
     assert_eq!(run["error"], Value::Null);
@@ -79,11 +82,18 @@ async fn an_output_that_does_not_fit_is_told_once_and_then_fails(url: String) {
     let mut agent = scripted("endless", &json!([]));
     agent["output_schema"] = json!({"type": "object", "required": ["n"]});
     client.post("/v1/agents", &agent).await.expect(201);
-    let run = end(client, &json!({"script": [{"text": "no"}, {"text": "```json\n{\"n\": 7}\n```"}]})).await;
+    let run =
+        end(client, &json!({"script": [{"text": "no"}, {"text": "```json\n{\"n\": 7}\n```"}]}))
+            .await;
     assert_eq!(run["status"], "completed", "{run}");
     assert_eq!(run["result"]["output"], json!({"n": 7}));
     assert_eq!(run["steps_completed"], 2);
-    let run = end(client, &json!({"script": [{"text": "no"}, {"text": "{}"}, {"text": "{\"n\": 1}"}]})).await;
-    assert_eq!((&run["status"], &run["error"]["code"]), (&json!("failed"), &json!("output_invalid")));
+    let run =
+        end(client, &json!({"script": [{"text": "no"}, {"text": "{}"}, {"text": "{\"n\": 1}"}]}))
+            .await;
+    assert_eq!(
+        (&run["status"], &run["error"]["code"]),
+        (&json!("failed"), &json!("output_invalid"))
+    );
     assert_eq!(run["steps_completed"], 2, "told once");
 }

@@ -134,9 +134,14 @@ async fn a_cursor_is_answered_as_documented_wherever_it_points(url: String) {
     let empty = client.request(reqwest::Method::GET, &format!("{events}?after=2"));
     let empty = client.stream(empty.header("last-event-id", "")).await.rest().await;
     assert_eq!(log_of(&empty), whole[2..]);
-    for wrong in [(last + 1).to_string(), "-1".into(), "x".into(), "99999999999".into(), id(&other)] {
+    for wrong in [(last + 1).to_string(), "-1".into(), "x".into(), "99999999999".into(), id(&other)]
+    {
         let answer = client.send(ask(&wrong)).await;
-        assert_eq!((answer.status, &answer.body["error"]), (400, &json!("invalid_cursor")), "{wrong}");
+        assert_eq!(
+            (answer.status, &answer.body["error"]),
+            (400, &json!("invalid_cursor")),
+            "{wrong}"
+        );
     }
     for nobody in ["run_00000000000000000000000000000000", "run_x", "demo"] {
         let answer = client.get(&format!("/v1/runs/{nobody}/events")).await;
@@ -183,7 +188,8 @@ async fn a_stream_begins_at_once_and_ends_with_a_word(url: String) {
 async fn a_filter_lets_through_what_was_asked_for_and_the_end(url: String) {
     let (_setup, server) = serve(url).await;
     let client = &server.client;
-    let script = json!([{"text": "a b c", "tool_calls": [{"tool": "current_time"}]}, {"text": "d"}]);
+    let script =
+        json!([{"text": "a b c", "tool_calls": [{"tool": "current_time"}]}, {"text": "d"}]);
     client.post("/v1/agents", &scripted("talker", &script)).await.expect(201);
     let run = client.run_to_end("talker", &json!({"input": "Go"})).await;
     let types = |filter: &str| {
@@ -196,7 +202,14 @@ async fn a_filter_lets_through_what_was_asked_for_and_the_end(url: String) {
     };
     assert_eq!(
         types("step.*").await,
-        ["step.started", "step.completed", "step.started", "step.completed", "run.completed", "stream.end"]
+        [
+            "step.started",
+            "step.completed",
+            "step.started",
+            "step.completed",
+            "run.completed",
+            "stream.end"
+        ]
     );
     assert_eq!(types("message.completed,run.queued").await.first().expect("one"), "run.queued");
     let answer = client.get(&format!("/v1/runs/{}/events?types=nonsense", id(&run))).await;

@@ -112,7 +112,11 @@ async fn a_key_with_another_request_is_refused_and_a_failed_request_binds_nothin
         let request = client.request(Method::POST, runs).json(&json!({"input": "Go"}));
         let value = reqwest::header::HeaderValue::from_bytes(wrong.as_bytes()).expect("a value");
         let answer = client.send(request.header("idempotency-key", value)).await;
-        assert_eq!((answer.status, &answer.body["error"]), (400, &json!("invalid_header")), "{wrong:?}");
+        assert_eq!(
+            (answer.status, &answer.body["error"]),
+            (400, &json!("invalid_header")),
+            "{wrong:?}"
+        );
     }
 }
 

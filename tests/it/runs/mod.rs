@@ -2,8 +2,11 @@
 
 mod bounds;
 mod cancel;
+mod create;
 mod follow;
 mod idempotency;
+mod recover;
+mod wires;
 
 use serde_json::{Value, json};
 

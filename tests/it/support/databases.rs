@@ -34,10 +34,7 @@ pub(crate) use on;
 
 /// One empty database of each kind, for tests that compare them.
 pub async fn all() -> Vec<Database> {
-    vec![
-        sqlite().await,
-        postgres().await,
-    ]
+    vec![sqlite().await, postgres().await]
 }
 
 /// A database of its own, with its schema, which goes when this is dropped.

@@ -214,9 +214,5 @@ fn as_postgres(program: &Path) -> Command {
 
 fn run(command: &mut Command) {
     let output = command.stdin(Stdio::null()).output().expect("a program that can be started");
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
