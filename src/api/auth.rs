@@ -57,8 +57,7 @@ impl FromRequestParts<ApiState> for Authenticated {
         };
         accept::anything_we_make(&parts.headers)?;
         caller.caller_agent_id = edge::caller_agent_id(&parts.headers).map(str::to_owned);
-        if let (Some(noted), Some(key_id)) =
-            (parts.extensions.get::<edge::Noted>(), &caller.key_id)
+        if let (Some(noted), Some(key_id)) = (parts.extensions.get::<edge::Noted>(), &caller.key_id)
         {
             noted.key_id(key_id);
         }
@@ -89,8 +88,9 @@ fn declared_size(headers: &HeaderMap) -> Result<(), ApiError> {
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse::<u64>().ok());
     if declared.is_some_and(|bytes| bytes > MAX_BODY_BYTES as u64) {
-        return Err(ApiError::new(ErrorCode::BodyTooLarge, "The body is larger than 4 MiB.")
-            .closing());
+        return Err(
+            ApiError::new(ErrorCode::BodyTooLarge, "The body is larger than 4 MiB.").closing()
+        );
     }
     Ok(())
 }

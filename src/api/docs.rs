@@ -62,9 +62,8 @@ pub fn names(tags: &HeaderValue, etag: &HeaderValue) -> bool {
     tags.trim() == "*" || tags.split(',').any(|tag| bare(tag) == bare(etag))
 }
 
-static PAGE: LazyLock<Asset> = LazyLock::new(|| {
-    Asset::new("text/html; charset=utf-8", include_str!("assets/docs.html"))
-});
+static PAGE: LazyLock<Asset> =
+    LazyLock::new(|| Asset::new("text/html; charset=utf-8", include_str!("assets/docs.html")));
 static RAPIDOC: LazyLock<Asset> = LazyLock::new(|| {
     let script: &[u8] = include_bytes!("assets/rapidoc-min.js");
     Asset::new("text/javascript; charset=utf-8", Bytes::from_static(script))

@@ -40,13 +40,9 @@ fn own(operation_id: &str) -> &'static [E] {
         "create_agent" => &[E::AlreadyExists, E::ValidationFailed, E::NotFound],
         "list_agents" | "list_runs" => &[E::InvalidCursor, E::ValidationFailed, E::UnknownField],
         "get_agent" | "get_run" => &[E::NotFound, E::ValidationFailed, E::UnknownField],
-        "update_agent" => &[
-            E::NotFound,
-            E::ReadOnly,
-            E::AgentArchived,
-            E::VersionConflict,
-            E::ValidationFailed,
-        ],
+        "update_agent" => {
+            &[E::NotFound, E::ReadOnly, E::AgentArchived, E::VersionConflict, E::ValidationFailed]
+        }
         "archive_agent" => &[E::NotFound, E::ReadOnly, E::ValidationFailed],
         "list_agent_versions" | "list_run_log" | "list_run_steps" | "stream_run_events" => {
             &[E::NotFound, E::InvalidCursor, E::ValidationFailed, E::UnknownField]
@@ -85,11 +81,7 @@ pub fn add(document: &mut OpenApi) {
 }
 
 /// Operations that can fail in the same ways with a status share one response.
-fn respond(
-    operation: &mut Operation,
-    codes: &[E],
-    shared: &mut BTreeMap<String, RefOr<Response>>,
-) {
+fn respond(operation: &mut Operation, codes: &[E], shared: &mut BTreeMap<String, RefOr<Response>>) {
     let mut by_status: BTreeMap<u16, Vec<E>> = BTreeMap::new();
     // In the order of the table, each once.
     for code in E::ALL.iter().filter(|code| codes.contains(code)) {

@@ -44,7 +44,10 @@ fn every_operation_says_what_it_is_for_and_how_it_can_fail() {
             for status in ["401", "406", "500", "503"] {
                 assert!(responses.contains_key(status), "{name} has no {status}");
             }
-            assert_eq!(responses.contains_key("404"), name.contains('{') || name.starts_with("post"));
+            assert_eq!(
+                responses.contains_key("404"),
+                name.contains('{') || name.starts_with("post")
+            );
         }
         let keyed = operation["parameters"].as_array().is_some_and(|parameters| {
             parameters.iter().any(|parameter| parameter["name"] == "Idempotency-Key")
@@ -117,5 +120,22 @@ fn every_event_has_a_flat_schema_with_its_own_type_and_a_place_in_both_unions() 
     for word in ["stream.gap", "stream.end"] {
         assert!(schemas["RunEvent"]["discriminator"]["mapping"][word].is_null());
         assert!(!schemas["StreamEvent"]["discriminator"]["mapping"][word].is_null());
+    }
+}
+
+#[test]
+fn tools_and_parts_are_told_apart_by_their_type() {
+    let spec = spec();
+    let schemas = &spec["components"]["schemas"];
+    for (union, tag, name) in [
+        ("Tool", "builtin", "BuiltinTool"),
+        ("Part", "text", "TextPart"),
+        ("Part", "data", "DataPart"),
+    ] {
+        let place = format!("#/components/schemas/{name}");
+        assert_eq!(schemas[union]["discriminator"]["mapping"][tag], place);
+        assert_eq!(schemas[name]["properties"]["type"]["enum"], serde_json::json!([tag]));
+        let required = schemas[name]["required"].as_array().unwrap();
+        assert!(required.iter().any(|field| field == "type"), "{name}");
     }
 }

@@ -105,7 +105,11 @@ async fn every_layer_answers_its_errors_in_the_one_shape() {
         (with(get("/v1/agents"), "accept", "text/html"), 406, "not_acceptable"),
         (post("/v1/agents", large), 413, "body_too_large"),
         (get(&long), 414, "uri_too_long"),
-        (with(post("/v1/agents", "{}"), "content-type", "text/plain"), 415, "unsupported_media_type"),
+        (
+            with(post("/v1/agents", "{}"), "content-type", "text/plain"),
+            415,
+            "unsupported_media_type",
+        ),
         (heavy, 431, "headers_too_large"),
         (post("/v1/agents", "{"), 400, "invalid_json"),
         (post("/v1/agents", ""), 400, "invalid_json"),
@@ -165,7 +169,11 @@ async fn an_agent_that_cannot_be_is_refused_with_pointers() {
         assert_eq!(answered.error(), (422, code), "{body}");
         assert_shape(&answered);
         let details = &answered.body["details"];
-        let at = if code == "unknown_field" { &details["pointer"] } else { &details["errors"][0]["pointer"] };
+        let at = if code == "unknown_field" {
+            &details["pointer"]
+        } else {
+            &details["errors"][0]["pointer"]
+        };
         assert_eq!(at, pointer, "{body}");
     }
 }

@@ -64,7 +64,10 @@ pub struct CreateRun {
     conversation_id: Option<Value>,
     /// What to do when the conversation is busy; of no effect without a conversation.
     #[serde(default)]
-    #[expect(dead_code, reason = "taken and checked; means something once there are conversations")]
+    #[expect(
+        dead_code,
+        reason = "taken and checked; means something once there are conversations"
+    )]
     on_busy: Option<OnBusy>,
     /// Reserved for webhooks; must be null in this version.
     #[serde(default)]

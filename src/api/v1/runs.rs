@@ -67,7 +67,12 @@ impl RunsQuery {
             end_user_id: self.end_user_id,
             created_after: query::parse("created_after", text(&self.created_after), time)?,
             created_before: query::parse("created_before", text(&self.created_before), time)?,
-            metadata: self.metadata.unwrap_or_default().iter().map(pair).collect::<Result<_, _>>()?,
+            metadata: self
+                .metadata
+                .unwrap_or_default()
+                .iter()
+                .map(pair)
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -84,7 +89,7 @@ fn statuses(list: &str) -> Result<Vec<RunStatus>, ApiError> {
         .collect()
 }
 
-fn pair(text: &String) -> Result<(String, String), ApiError> {
+fn pair(text: &str) -> Result<(String, String), ApiError> {
     text.split_once(':')
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .ok_or_else(|| query::invalid("metadata", "must be KEY:VALUE"))
