@@ -71,7 +71,7 @@ impl RunsQuery {
                 .metadata
                 .unwrap_or_default()
                 .iter()
-                .map(pair)
+                .map(|text| pair(text))
                 .collect::<Result<_, _>>()?,
         })
     }
