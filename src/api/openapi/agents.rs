@@ -97,6 +97,13 @@ pub fn make_flat(components: &mut Components) {
     if let Some(RefOr::T(Schema::Object(config))) = components.schemas.get_mut("RunConfig") {
         set_bounds(config);
     }
+    if let Some(RefOr::T(Schema::Object(tool))) = components.schemas.get_mut("BuiltinTool")
+        && let Some(RefOr::T(Schema::Object(field))) = tool.properties.get_mut("timeout_seconds")
+    {
+        field.minimum = Some(1_usize.into());
+        field.maximum = Some(600_usize.into());
+        field.default = Some(json!(30));
+    }
 }
 
 /// The settings as the derive describes them, with the bounds that `AgentSettings::check` keeps.

@@ -1,7 +1,7 @@
 //! The spec: OpenAPI 3.1, made from the routes, the domain's types and the error table.
 //!
 //! What the derives cannot say is said here in code: flat agents ([`agents`]), one schema an event
-//! ([`events`]), the errors of every operation ([`errors`]), and what all operations share.
+//! ([`events`]), tagged types that can be told apart, the errors of every operation ([`errors`]), and what all operations share.
 //!
 //! `openapi.yaml` in the repository is this document. After a change: `cargo run -- openapi >
 //! openapi.yaml`, or run the stale-check with `STEPWELL_WRITE_OPENAPI=1`:
@@ -12,6 +12,7 @@ pub mod errors;
 pub mod events;
 mod required;
 mod shared;
+mod unions;
 
 use utoipa::openapi::{Info, License, OpenApi, Server, Tag};
 
@@ -23,6 +24,7 @@ pub fn document() -> OpenApi {
     document.tags = Some(tags());
     let components = document.components.get_or_insert_default();
     agents::make_flat(components);
+    unions::tell_apart(components);
     required::mark(components);
     shared::add(&mut document);
     errors::add(&mut document);

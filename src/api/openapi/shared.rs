@@ -3,9 +3,9 @@
 use utoipa::PartialSchema as _;
 use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{OpenApi, RefOr, Required};
+use utoipa::openapi::{OpenApi, RefOr, Required, Schema};
 
 use crate::api::pages::ListOrder;
 use crate::api::v1::runs::Include;
@@ -45,6 +45,7 @@ pub fn add(document: &mut OpenApi) {
 
 fn parameters(operation: &mut Operation, is_write: bool) {
     let all = operation.parameters.get_or_insert_default();
+    all.iter_mut().for_each(no_null);
     if is_write {
         all.push(RefOr::T(header_parameter(
             "Idempotency-Key",
@@ -58,6 +59,17 @@ fn parameters(operation: &mut Operation, is_write: bool) {
         "Who you are, if you are an agent: letters, digits, `.`, `_` and `-`. It is logged.",
         128,
     )));
+}
+
+/// A header or a query can be left out; there is no null in it.
+fn no_null(parameter: &mut RefOr<Parameter>) {
+    let RefOr::T(parameter) = parameter else { return };
+    if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema
+        && let SchemaType::Array(types) = &schema.schema_type
+        && let Some(one) = types.iter().find(|kind| **kind != Type::Null)
+    {
+        schema.schema_type = SchemaType::Type(one.clone());
+    }
 }
 
 fn header_parameter(name: &str, description: &str, max_length: usize) -> Parameter {

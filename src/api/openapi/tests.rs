@@ -122,3 +122,20 @@ fn every_event_has_a_flat_schema_with_its_own_type_and_a_place_in_both_unions() 
         assert!(!schemas["StreamEvent"]["discriminator"]["mapping"][word].is_null());
     }
 }
+
+#[test]
+fn tools_and_parts_are_told_apart_by_their_type() {
+    let spec = spec();
+    let schemas = &spec["components"]["schemas"];
+    for (union, tag, name) in [
+        ("Tool", "builtin", "BuiltinTool"),
+        ("Part", "text", "TextPart"),
+        ("Part", "data", "DataPart"),
+    ] {
+        let place = format!("#/components/schemas/{name}");
+        assert_eq!(schemas[union]["discriminator"]["mapping"][tag], place);
+        assert_eq!(schemas[name]["properties"]["type"]["enum"], serde_json::json!([tag]));
+        let required = schemas[name]["required"].as_array().unwrap();
+        assert!(required.iter().any(|field| field == "type"), "{name}");
+    }
+}

@@ -71,7 +71,7 @@ impl RunsQuery {
                 .metadata
                 .unwrap_or_default()
                 .iter()
-                .map(pair)
+                .map(|text| pair(text))
                 .collect::<Result<_, _>>()?,
         })
     }
@@ -89,7 +89,7 @@ fn statuses(list: &str) -> Result<Vec<RunStatus>, ApiError> {
         .collect()
 }
 
-fn pair(text: &String) -> Result<(String, String), ApiError> {
+fn pair(text: &str) -> Result<(String, String), ApiError> {
     text.split_once(':')
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .ok_or_else(|| query::invalid("metadata", "must be KEY:VALUE"))
