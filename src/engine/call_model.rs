@@ -39,7 +39,7 @@ impl Driver {
             return Ok(());
         }
         let (step, event) = (turn.step, write::step_restarted(turn, turn.attempt + 1));
-        self.push(vec![event], Owner::Keep)?;
+        self.tell(vec![event])?;
         self.opened = Some(step);
         Ok(())
     }
@@ -89,7 +89,7 @@ impl Driver {
             if self.lane.next_seq() > shown_from {
                 let turn = self.folded.open_step().ok_or(Stop::Defect)?;
                 let event = write::step_restarted(turn, attempt);
-                self.push(vec![event], Owner::Keep)?;
+                self.tell(vec![event])?;
             }
             shown_from = self.lane.next_seq();
         }

@@ -21,7 +21,7 @@ use crate::domain::plan::Plan;
 use crate::domain::run::{RunError, RunErrorCode, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::write;
-use crate::log::lane::{Closed, Lane, Unseen};
+use crate::log::lane::{Closed, Haste, Lane, Unseen};
 use crate::log::live::Watched;
 use crate::store::{Driveable, Owner, RunRecord, RunUpdate};
 
@@ -140,13 +140,13 @@ impl Driver {
         }
         if !ends && self.folded.status == RunStatus::Queued {
             let started = write::started(&self.folded);
-            self.push(started, Owner::Keep)?;
+            self.tell(started)?;
         }
         match decision {
             Decision::Done => Err(Stop::Rest),
             Decision::StartStep(step) => {
                 let events = write::step_started(&self.folded, &self.plan, step);
-                self.push(events, Owner::Keep)?;
+                self.tell(events)?;
                 self.opened = Some(step);
                 self.call_model().await
             }
@@ -174,6 +174,15 @@ impl Driver {
 
     /// Adds facts to the log and to the fold. Returns the last one's seq; it is not durable yet.
     pub(super) fn push(&mut self, events: Vec<Event>, owner: Owner) -> Result<i32, Stop> {
+        self.add(events, owner, Haste::AtOnce)
+    }
+
+    /// The same for facts that nothing waits for: what has begun is told with its first text.
+    pub(super) fn tell(&mut self, events: Vec<Event>) -> Result<i32, Stop> {
+        self.add(events, Owner::Keep, Haste::WithText)
+    }
+
+    fn add(&mut self, events: Vec<Event>, owner: Owner, haste: Haste) -> Result<i32, Stop> {
         let at = self.now();
         let first = self.lane.next_seq();
         for (seq, event) in (first..).zip(&events) {
@@ -186,7 +195,7 @@ impl Driver {
         let pushed = if self.folded.status.is_final() {
             self.lane.push_last_facts(&events, update, at, self.record.clone())
         } else {
-            self.lane.push_facts(&events, update, at)
+            self.lane.push_facts(&events, update, at, haste)
         };
         pushed.map_err(|error| {
             tracing::error!(run_id = %self.run_id(), %error, "an event cannot be encoded");

@@ -56,6 +56,15 @@ pub enum Closed {
     Rejected,
 }
 
+/// How soon facts are flushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Haste {
+    /// At once: something waits for them.
+    AtOnce,
+    /// With the next text: they only tell what has begun. A model that answers quickly saves a flush.
+    WithText,
+}
+
 enum Waiting {
     Delta { seq: i32, event_type: EventType, step: i32, at: Timestamp, content: String },
     Fact(Entry),
@@ -127,6 +136,7 @@ impl Lane {
         events: &[Event],
         update: RunUpdate,
         at: Timestamp,
+        haste: Haste,
     ) -> serde_json::Result<i32> {
         let mut state = self.state();
         for event in events {
@@ -138,7 +148,7 @@ impl Lane {
         }
         let last = state.next_seq - 1;
         state.update = Some(RunUpdate { fact_seq: last, ..update });
-        self.list(state, true);
+        self.list(state, haste == Haste::AtOnce);
         Ok(last)
     }
 
@@ -161,7 +171,7 @@ impl Lane {
             record.row.fact_seq = record.last_seq;
             state.ending = Some(Box::new(record));
         }
-        self.push_facts(events, update, at)
+        self.push_facts(events, update, at, Haste::AtOnce)
     }
 
     /// Adds a piece of text. Pieces of the same kind that wait for the same flush become one event.

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -14,7 +15,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower::ServiceExt as _;
 
 use crate::shutdown::Tasks;
@@ -27,6 +28,21 @@ const MAX_HEAD_BYTES: usize = 32 * 1024;
 const GOODBYE: Duration = Duration::from_secs(5);
 /// A pause after the system had no socket for us (out of file descriptors, for example).
 const OUT_OF_SOCKETS: Duration = Duration::from_millis(100);
+
+/// Connections that may wait to be accepted. The usual 128 overflow when a few hundred clients come
+/// back at once, and each of those then waits a second for its second try.
+const BACKLOG: u32 = 4_096;
+
+/// Listens at an address.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves `router` on `listener` until `tasks` stop; then lets open requests finish for a moment.
 pub async fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {

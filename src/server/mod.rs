@@ -103,8 +103,7 @@ impl Server {
     /// # Errors
     /// When any of it fails.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let listener = TcpListener::bind(config.listen)
-            .await
+        let listener = accept::listen(config.listen)
             .map_err(|source| StartError::Bind { address: config.listen, source })?;
         let address = listener.local_addr().unwrap_or(config.listen);
         let store = open(&config).await?;

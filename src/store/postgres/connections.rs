@@ -245,8 +245,15 @@ impl Drop for Lease<'_> {
             Some(open) if self.whole && !self.home.permits.is_closed() => {
                 self.home.idle().push(Idle { open, since: Instant::now() });
             }
-            // Dropping a connection closes its socket at once, whatever is still under way in it.
-            Some(_) | None => {}
+            // Dropping a connection closes its socket at once, whatever is still under way in it. What
+            // broke it may have broken its neighbours: they are asked before they are used.
+            Some(_) => {
+                let long_ago = Instant::now().checked_sub(TRUSTED_FOR);
+                for idle in self.home.idle().iter_mut() {
+                    idle.since = long_ago.unwrap_or(idle.since);
+                }
+            }
+            None => {}
         }
     }
 }

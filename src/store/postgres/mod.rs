@@ -117,9 +117,9 @@ impl PostgresStore {
         })?;
         let server = server.application_name("stepwell");
         let general =
-            Connections::new(&server, settings::GENERAL, options.max_connections.max(1), DEADLINE);
+            Connections::new(&server, settings::SESSION, options.max_connections.max(1), DEADLINE);
         let journal =
-            Connections::new(&server, settings::JOURNAL, JOURNAL_CONNECTIONS, FLUSH_DEADLINE);
+            Connections::new(&server, settings::SESSION, JOURNAL_CONNECTIONS, FLUSH_DEADLINE);
         let store = Self { options: server, journal, general, in_doubt: Mutex::default() };
         let mut lease = store.general.lease().await.map_err(failure::of_lease)?;
         settings::check(&mut lease, options.unsafe_durability).await?;

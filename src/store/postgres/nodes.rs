@@ -76,9 +76,9 @@ select run_id, workspace_id, rev, epoch
 from claimed
 order by due_at, run_id";
 
-/// By `runs_owned`: from owner to owner, of whom there are few, and then the runs of the dead ones.
-/// A node that is not entered (any more) is as dead as one that is marked: a zombie may have claimed
-/// after its row went.
+/// By `runs_owned`: from owner to owner, of whom there are few, and then along the runs of the dead
+/// ones. The whole key of the index is named, for `run_id` alone has other indexes. A node that is not
+/// entered (any more) is as dead as one that is marked: a zombie may have claimed after its row went.
 const CLAIM_ORPHANS: &str = "\
 with recursive owners (node_id) as (
     (
@@ -92,29 +92,37 @@ with recursive owners (node_id) as (
     select (
         select r.node_id
         from runs r
-        where r.node_id > o.node_id
+        where r.node_id is not null
+        and r.node_id > o.node_id
         order by r.node_id
         limit 1
     )
     from owners o
     where o.node_id is not null
+), dead as materialized (
+    select o.node_id
+    from owners o
+    where o.node_id <> $1
+    and not exists (
+        select 1
+        from nodes n
+        where n.node_id = o.node_id
+        and not n.dead
+    )
 ), orphans as (
     select r.run_id
-    from runs r
-    where r.node_id in (
-        select o.node_id
-        from owners o
-        where o.node_id <> $1
-        and not exists (
-            select 1
-            from nodes n
-            where n.node_id = o.node_id
-            and not n.dead
-        )
-    )
-    order by r.run_id
+    from dead
+    cross join lateral (
+        select r.run_id
+        from runs r
+        where r.node_id is not null
+        and (r.node_id, r.run_id) > (dead.node_id, '00000000-0000-0000-0000-000000000000'::uuid)
+        and (r.node_id, r.run_id) < (dead.node_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+        order by r.node_id, r.run_id
+        limit $2
+        for update skip locked
+    ) r
     limit $2
-    for update of r skip locked
 ), claimed as (
     update runs r
     set node_id = $1,

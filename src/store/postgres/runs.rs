@@ -109,6 +109,7 @@ and r.deleted_at is null"
 macro_rules! conditions {
     () => {
         "
+and r.workspace_id is not distinct from $1
 and r.deleted_at is null
 and ($5::text is null or r.agent_id = $5)
 and (cardinality($6::smallint[]) = 0 or r.status = any($6))
@@ -133,6 +134,10 @@ and not exists (
 }
 
 /// One page of ids, cut out by an index, and then what belongs to each.
+///
+/// A page compares and sorts by the whole key of its index. Said the usual way (`workspace_id = $1 …
+/// order by run_id`) other indexes have that order, too, and a plan that does not know the filter's
+/// values takes one of them and walks through everybody's runs.
 macro_rules! list {
     ($page:expr, $order:literal) => {
         concat!(
@@ -144,9 +149,8 @@ macro_rules! list {
     newest.seq as newest_seq, newest.kind as newest_kind, newest.data as newest_data
 from (",
             $page,
-            " order by r.run_id ",
-            $order,
-            " limit $4) r
+            "
+limit $4) r
 join run_bodies b
 on b.run_id = r.run_id",
             newest_fact!(),
@@ -158,31 +162,40 @@ on b.run_id = r.run_id",
 
 /// By `runs_by_workspace`.
 macro_rules! by_workspace {
-    () => {
+    ($order:literal) => {
         concat!(
             "
 select r.*
 from runs r
-where r.workspace_id = $1
-and r.run_id > $2
-and r.run_id < $3",
-            conditions!()
+where (r.workspace_id, r.run_id) > ($1, $2::uuid)
+and (r.workspace_id, r.run_id) < ($1, $3::uuid)",
+            conditions!(),
+            "
+order by r.workspace_id ",
+            $order,
+            ", r.run_id ",
+            $order
         )
     };
 }
 
 /// By `runs_by_agent`.
 macro_rules! by_agent {
-    () => {
+    ($order:literal) => {
         concat!(
             "
 select r.*
 from runs r
-where r.workspace_id = $1
-and r.agent_id = $5
-and r.run_id > $2
-and r.run_id < $3",
-            conditions!()
+where (r.workspace_id, r.agent_id, r.run_id) > ($1, $5, $2::uuid)
+and (r.workspace_id, r.agent_id, r.run_id) < ($1, $5, $3::uuid)",
+            conditions!(),
+            "
+order by r.workspace_id ",
+            $order,
+            ", r.agent_id ",
+            $order,
+            ", r.run_id ",
+            $order
         )
     };
 }
@@ -197,49 +210,65 @@ from unnest($6::smallint[]) s (status)
 cross join lateral (
     select r.*
     from runs r
-    where r.workspace_id = $1
-    and r.status = s.status
-    and r.run_id > $2
-    and r.run_id < $3",
+    where (r.workspace_id, r.status, r.run_id) > ($1, s.status, $2::uuid)
+    and (r.workspace_id, r.status, r.run_id) < ($1, s.status, $3::uuid)",
             conditions!(),
             "
-    order by r.run_id ",
+    order by r.workspace_id ",
+            $order,
+            ", r.status ",
+            $order,
+            ", r.run_id ",
             $order,
             "
     limit $4
-) r"
+) r
+order by r.run_id ",
+            $order
         )
     };
 }
 
-/// By the primary key of `run_labels`, along the first pair.
+/// By the primary key of `run_labels`, along the first pair; each run by its primary key. The inner
+/// limit keeps the two from changing places.
 macro_rules! by_label {
-    () => {
+    ($order:literal) => {
         concat!(
             "
 select r.*
 from run_labels first
-join runs r
-on r.run_id = first.run_id
-where first.workspace_id = $1
-and first.key = ($12::text[])[1]
-and first.value = ($13::text[])[1]
-and first.run_id > $2
-and first.run_id < $3
-and r.workspace_id = $1",
-            conditions!()
+cross join lateral (
+    select r.*
+    from runs r
+    where r.run_id = first.run_id",
+            conditions!(),
+            "
+    limit 1
+) r
+where (first.workspace_id, first.key, first.value, first.run_id)
+    > ($1, ($12::text[])[1], ($13::text[])[1], $2::uuid)
+and (first.workspace_id, first.key, first.value, first.run_id)
+    < ($1, ($12::text[])[1], ($13::text[])[1], $3::uuid)
+order by first.workspace_id ",
+            $order,
+            ", first.key ",
+            $order,
+            ", first.value ",
+            $order,
+            ", first.run_id ",
+            $order
         )
     };
 }
 
-const BY_WORKSPACE_ASC: &str = list!(by_workspace!(), "asc");
-const BY_WORKSPACE_DESC: &str = list!(by_workspace!(), "desc");
-const BY_AGENT_ASC: &str = list!(by_agent!(), "asc");
-const BY_AGENT_DESC: &str = list!(by_agent!(), "desc");
+const BY_WORKSPACE_ASC: &str = list!(by_workspace!("asc"), "asc");
+const BY_WORKSPACE_DESC: &str = list!(by_workspace!("desc"), "desc");
+const BY_AGENT_ASC: &str = list!(by_agent!("asc"), "asc");
+const BY_AGENT_DESC: &str = list!(by_agent!("desc"), "desc");
 const BY_STATUS_ASC: &str = list!(by_status!("asc"), "asc");
 const BY_STATUS_DESC: &str = list!(by_status!("desc"), "desc");
-const BY_LABEL_ASC: &str = list!(by_label!(), "asc");
-const BY_LABEL_DESC: &str = list!(by_label!(), "desc");
+const BY_LABEL_ASC: &str = list!(by_label!("asc"), "asc");
+const BY_LABEL_DESC: &str = list!(by_label!("desc"), "desc");
 
 /// By `runs_by_agent`, backwards. An agent whose runs all fail must not cost a walk through its past:
 /// what is older than its 1,000 newest runs tells nothing.
@@ -248,9 +277,11 @@ select r.completed_at - r.created_at
 from (
     select r.run_id, r.status, r.created_at, r.completed_at, r.deleted_at
     from runs r
-    where r.workspace_id = $1
-    and r.agent_id = $2
-    order by r.run_id desc
+    where (r.workspace_id, r.agent_id, r.run_id)
+        < ($1, $2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+    and (r.workspace_id, r.agent_id, r.run_id)
+        > ($1, $2, '00000000-0000-0000-0000-000000000000'::uuid)
+    order by r.workspace_id desc, r.agent_id desc, r.run_id desc
     limit 1000
 ) r
 where r.status = $3

@@ -7,30 +7,27 @@ use crate::store::{Result, StoreError};
 use super::connections::Lease;
 use super::failure;
 
-// A node that stops between a statement and its commit would freeze its neighbours: hence the
-// time-outs. Every statement here has an index to go by, and none is worth a scan, a sort of a whole
-// table or a compiler: a plan that was made while the tables were empty must not freeze into one.
-macro_rules! common {
-    () => {
-        "\
+/// For every connection.
+///
+/// A node that stops between a statement and its commit would freeze its neighbours: hence the
+/// time-outs. Every statement here has an index to go by, and none is worth a scan, a hash of a table or
+/// a compiler. Plans are made once a connection (for a flush, planning costs as much as half of the
+/// work), often while the tables are still empty: with pages that cost next to nothing a look-up a row
+/// wins against a walk through an index even then. `tests/it/store_pg/plans.rs` checks it.
+pub(super) const SESSION: &str = "\
 set idle_in_transaction_session_timeout = '3s';
 set lock_timeout = '2s';
 set statement_timeout = '5s';
 set tcp_user_timeout = '10s';
+set plan_cache_mode = force_generic_plan;
 set enable_seqscan = off;
 set enable_hashjoin = off;
 set enable_mergejoin = off;
+set seq_page_cost = 0.01;
+set random_page_cost = 0.01;
 set jit = off;
 set max_parallel_workers_per_gather = 0;
-"
-    };
-}
-
-/// For flushes.
-pub(super) const JOURNAL: &str = concat!(common!(), "set plan_cache_mode = force_custom_plan;");
-
-/// For everything else: planned once.
-pub(super) const GENERAL: &str = concat!(common!(), "set plan_cache_mode = force_generic_plan;");
+";
 
 /// For migrations, which take as long as they take, and wait for each other.
 pub(super) const MIGRATION: &str = "set tcp_user_timeout = '10s';";

@@ -4,7 +4,8 @@
 //! data-modifying CTEs; they all see the snapshot from before the statement, so each takes what it
 //! needs from the arrays that were bound, never from a table that another part writes.
 //!
-//! - `numbered` takes the flush's number, which is what makes a lost answer decidable.
+//! - `numbered` takes the flush's number, which is what makes a lost answer decidable. The others look
+//!   at it first, so that a number that is taken is what a second try fails with.
 //! - `held` locks the appended runs whose fence holds, in ascending order. Whatever else is bound for
 //!   a run counts only if the run is in it.
 //! - `(… in (select …)) is true` is a hashed look-up. A bare `in` would become a join, and with hash
@@ -18,11 +19,13 @@ macro_rules! numbered {
 with numbered as (
     insert into flushes (node_id, lane, n, at)
     values ($1, $2, $3, $4)
+    returning n
 ), "
     };
 }
 
-/// By the primary key of `runs`.
+/// By the primary key of `runs`. `is not distinct from` keeps `runs_owned` out of it, through which each
+/// fence would be looked for among all runs of the node.
 macro_rules! held {
     ($lock:literal) => {
         concat!(
@@ -33,7 +36,8 @@ held as materialized (
     join runs r
     on r.run_id = v.run_id
     where r.rev = v.rev
-    and r.node_id = $1
+    and r.node_id is not distinct from $1
+    and exists (select 1 from numbered)
     order by r.run_id
     for ",
             $lock,
@@ -115,6 +119,7 @@ macro_rules! passing {
     and a.agent_id = v.agent_id
     where a.current_version = v.agent_version
     and a.archived_at is null
+    and exists (select 1 from numbered)
 ), "
         )
     };

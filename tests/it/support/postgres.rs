@@ -61,6 +61,26 @@ pub async fn connect(url: &str) -> PgConnection {
     options.connect().await.expect("a connection")
 }
 
+/// Waits until a connection to this database waits for a lock.
+pub async fn until_somebody_waits(url: &str) {
+    let waiting = "select count(*) from pg_locks l join pg_stat_activity a using (pid) \
+                   where not l.granted and a.datname = current_database()";
+    until(url, waiting).await;
+}
+
+/// Waits until the statement counts something. It runs outside of any transaction, in which what it
+/// looks at would stand still.
+pub async fn until(url: &str, count: &'static str) {
+    let mut admin = connect(url).await;
+    let look = async {
+        while sqlx::query_scalar::<_, i64>(count).fetch_one(&mut admin).await.expect("a count") == 0
+        {
+        }
+    };
+    let patience = std::time::Duration::from_secs(20);
+    tokio::time::timeout(patience, look).await.expect("what the test waits for happens");
+}
+
 async fn fresh(server: &str, template: Option<&str>) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -119,7 +139,6 @@ fn fingerprint() -> String {
 pub struct Cluster {
     /// The superuser's URL, without the name of a database.
     pub url: String,
-    home: PathBuf,
     /// Stops the server and removes its files when its standard input ends: when this is dropped, or
     /// the process that holds the other end dies, even by `kill -9`.
     undertaker: Child,
@@ -133,7 +152,9 @@ impl Cluster {
         let home = std::env::temp_dir().join(format!("stepwell-pg-{}-{count}", std::process::id()));
         let _ = std::fs::remove_dir_all(&home);
         std::fs::create_dir_all(&home).expect("a directory");
-        run(Command::new("chown").arg("postgres").arg(&home));
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(&home));
+        }
         let bin = bin();
         let data = home.join("data");
         run(as_postgres(&bin.join("initdb"))
@@ -146,7 +167,6 @@ impl Cluster {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Ctrl-C at a terminal must not end it before its work.
             .spawn()
             .expect("an undertaker");
         let port = TcpListener::bind("127.0.0.1:0")
@@ -168,12 +188,7 @@ impl Cluster {
             .arg("--log")
             .arg(home.join("log"))
             .args(["-o", &options]));
-        Self { url: format!("postgres://postgres@127.0.0.1:{port}"), home, undertaker }
-    }
-
-    /// A file of the cluster's log, for when a test wants to know.
-    pub fn log(&self) -> PathBuf {
-        self.home.join("log")
+        Self { url: format!("postgres://postgres@127.0.0.1:{port}"), undertaker }
     }
 }
 
@@ -186,6 +201,7 @@ impl Drop for Cluster {
     }
 }
 
+/// Ctrl-C at a terminal must not end it before its work.
 const UNDERTAKER: &str = "\
 trap '' INT TERM HUP
 read -r _
@@ -203,13 +219,16 @@ fn bin() -> PathBuf {
 
 /// Postgres refuses to run as root.
 fn as_postgres(program: &Path) -> Command {
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
-    if !is_root {
+    if !is_root() {
         return Command::new(program);
     }
     let mut command = Command::new("runuser");
     command.args(["-u", "postgres", "--"]).arg(program);
     command
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n")
 }
 
 fn run(command: &mut Command) {

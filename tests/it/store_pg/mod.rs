@@ -1,0 +1,10 @@
+//! What only Postgres can get wrong: lost answers, locks, values that it refuses, plans. What every
+//! store must do is in `tests/it/store`.
+
+mod doubt;
+mod figures;
+mod locks;
+mod plans;
+mod proxy;
+mod sample;
+mod values;

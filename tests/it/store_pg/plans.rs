@@ -1,0 +1,141 @@
+//! Statements read as much as they answer, however many runs there are.
+
+use sqlx::{Connection as _, Executor as _};
+use stepwell::domain::ids::NodeId;
+use stepwell::domain::page::{From, Order, Page};
+use stepwell::domain::run::RunStatus;
+use stepwell::store::postgres::PostgresStore;
+use stepwell::store::{RunFilter, Store as _};
+
+use super::sample::*;
+use crate::support::postgres;
+
+/// 100,000 runs of 4 agents, all completed but for every thousandth; every tenth is labelled; half
+/// belong to another workspace.
+const FILL: &str = "
+insert into runs (run_id, workspace_id, agent_id, agent_version, status, rev, epoch, crashes,
+    fact_seq, steps_completed, input_tokens, cached_input_tokens, output_tokens, reasoning_tokens,
+    created_at, completed_at)
+select ('019a0000-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, 1 + i % 2, 'a' || i % 4, 1,
+    case when i % 1000 = 0 then 2 else 10 end, 1, 1, 0, 1, 0, 0, 0, 0, 0, i, i
+from generate_series(1, 100000) i;
+insert into run_bodies (run_id, model, config, max_steps, metadata)
+select run_id, 'builtin/echo', '{}', 20, '{}' from runs where agent_id <> 'a';
+insert into run_facts (run_id, seq, kind, data) select run_id, 1, 1, '{}' from runs
+where agent_id <> 'a';
+insert into run_labels (workspace_id, key, value, run_id)
+select workspace_id, 'k', 'v', run_id from runs where created_at % 10 = 0;
+";
+
+fn filters() -> Vec<RunFilter> {
+    let agent_id = Some("a0".parse().expect("an id"));
+    let any = RunFilter::default;
+    vec![
+        any(),
+        RunFilter { agent_id: agent_id.clone(), ..any() },
+        RunFilter { statuses: vec![RunStatus::Running], ..any() },
+        RunFilter { statuses: vec![RunStatus::Running, RunStatus::Completed], ..any() },
+        RunFilter { agent_id, statuses: vec![RunStatus::Running, RunStatus::Queued], ..any() },
+        RunFilter { metadata: vec![("k".to_owned(), "v".to_owned())], ..any() },
+    ]
+}
+
+/// Everything that is asked often, once.
+async fn ask_everything(store: &PostgresStore, me: NodeId) {
+    for filter in filters() {
+        for order in [Order::Asc, Order::Desc] {
+            let page = Page { limit: 20, from: From::Start, order };
+            let listed = store.list_runs(WS, &filter, &page).await.expect("a page");
+            if listed.has_more {
+                assert_eq!(listed.rows.len(), 20, "{filter:?} {order:?}");
+            }
+        }
+    }
+    let a0 = "a0".parse().expect("an id");
+    store.recent_durations(WS, &a0).await.expect("durations");
+    let all = [driven(store, me).await, driven(store, me).await];
+    let next = run(Some(me));
+    let keyed = {
+        let mut create = run(None);
+        create.key = Some(key(&create.row.run_id.to_string(), &create));
+        create
+    };
+    let appends = all.iter().map(|id| facts(*id, 2)).collect();
+    store.flush(&batch(me, vec![next], appends)).await.expect("a flush");
+    store.flush(&batch(me, vec![keyed], vec![])).await.expect("a flush");
+    let appends = all.iter().map(|id| facts(*id, 3)).collect();
+    store.flush(&batch(me, vec![], appends)).await.expect("a flush");
+    let appends = all.iter().map(|id| deltas(*id, 4..6)).collect();
+    store.flush(&batch(me, vec![], appends)).await.expect("a flush");
+    store.heads(&all).await.expect("heads");
+    for run_id in all {
+        assert_eq!(seqs(store, run_id).await, [1, 2, 3, 4, 5]);
+        store.load_run(WS, run_id).await.expect("a run");
+        store.load_driveable(me, run_id).await.expect("a run");
+    }
+    store.owned(me).await.expect("runs");
+    store.claim_due(me, NOW, 2).await.expect("claims");
+    store.claim_orphans(me, 2).await.expect("claims");
+}
+
+#[tokio::test]
+async fn nothing_reads_more_than_it_needs_however_many_runs_there_are() {
+    let url = postgres::database().await;
+    let me = node();
+    let old = postgres::open(&url).await;
+    old.register_node(me, NOW).await.expect("entered");
+    with_agent(&old).await;
+    // Planned while the tables are empty, and never again: the worst case.
+    ask_everything(&old, me).await;
+    let mut admin = postgres::connect(&url).await;
+    sqlx::raw_sql(FILL).execute(&mut admin).await.expect("rows");
+    let unanalysed = postgres::open(&url).await;
+    let before = rows_read(&url).await;
+    ask_everything(&old, me).await;
+    old.close().await;
+    let cost = rows_read(&url).await - before;
+    assert!(cost < 10_000, "{cost} rows read with old plans");
+
+    let before = rows_read(&url).await;
+    ask_everything(&unanalysed, me).await;
+    unanalysed.close().await;
+    let cost = rows_read(&url).await - before;
+    assert!(cost < 10_000, "{cost} rows read with plans that guess");
+
+    admin.execute("vacuum analyze").await.expect("statistics");
+    let analysed = postgres::open(&url).await;
+    let before = rows_read(&url).await;
+    ask_everything(&analysed, me).await;
+    analysed.close().await;
+    let cost = rows_read(&url).await - before;
+    assert!(cost < 10_000, "{cost} rows read with plans that know");
+}
+
+/// Rows fetched from tables and indexes so far. Connections say what they read when they end, so this
+/// waits until closed stores have left.
+async fn rows_read(url: &str) -> i64 {
+    let mut admin = postgres::connect(url).await;
+    let leaving = "select count(*) from pg_stat_activity where datname = current_database() \
+                   and application_name = 'stepwell' and state is null";
+    let look = async {
+        while sqlx::query_scalar::<_, i64>(leaving).fetch_one(&mut admin).await.expect("some") > 0 {
+        }
+    };
+    let patience = std::time::Duration::from_secs(20);
+    tokio::time::timeout(patience, look).await.expect("closed stores leave");
+    let rows = sqlx::query_scalar(
+        "select coalesce(sum(coalesce(t.seq_tup_read, 0) + coalesce(i.idx_tup_read, 0)), 0)::bigint
+        from pg_stat_user_tables t
+        left join lateral (
+            select sum(i.idx_tup_read) as idx_tup_read
+            from pg_stat_user_indexes i
+            where i.relid = t.relid
+        ) i on true
+        where t.relname like 'run%'",
+    )
+    .fetch_one(&mut admin)
+    .await
+    .expect("statistics");
+    admin.close().await.expect("a clean end");
+    rows
+}
