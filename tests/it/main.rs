@@ -2,4 +2,6 @@
 
 // Clippy takes helpers for tests (which may unwrap) only under this mark.
 #[cfg(test)]
+mod cli;
+#[cfg(test)]
 mod house;
