@@ -108,16 +108,19 @@ find_postgres() {
   return 1
 }
 
+apt_install() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
 install_postgres() {
   command -v apt-get >/dev/null || {
     echo "tests/run.sh: no initdb found and no apt-get: install PostgreSQL 14 or newer" >&2
     return 1
   }
-  # The package would start a cluster of its own, which nobody here wants.
-  as_root mkdir -p /etc/postgresql-common &&
-    echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null &&
-    as_root apt-get update -qq &&
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null &&
+  # The package would make a cluster of its own, which nobody here wants.
+  as_root apt-get update -qq && apt_install postgresql-common &&
+    as_root sed -ri 's/^#?(create_main_cluster) .*$/\1 = false/' /etc/postgresql-common/createcluster.conf &&
+    apt_install postgresql &&
     find_postgres
 }
 
@@ -165,7 +168,11 @@ start_postgres() {
 # -------------------------------------------------------------------------------------------- steps
 
 # All steps share one set of RUSTFLAGS: changing them would build every dependency anew.
-docs() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet; }
+docs() {
+  # Private items are documented too, so links to them are fine.
+  RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
+    cargo doc --locked --no-deps --document-private-items --quiet
+}
 lints() { cargo clippy --locked --all-targets --quiet -- -D warnings; }
 
 say "Stepwell: $(cargo --version), $(nproc 2>/dev/null || echo '?') cores, $(git rev-parse --short HEAD 2>/dev/null || echo 'no git')"

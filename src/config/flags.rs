@@ -34,7 +34,7 @@ pub struct Flags {
     #[arg(long, env = "STEPWELL_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
 
-    /// What links in answers begin with, for example https://agents.example.com
+    /// What links in answers begin with: the address that clients know the server by
     /// [default: none, links are paths] [file: public_url]
     #[arg(long, env = "STEPWELL_PUBLIC_URL", hide_env_values = true, value_name = "URL")]
     pub public_url: Option<String>,

@@ -1,9 +1,19 @@
 //! One test binary for everything that needs more than one function.
 
+// Clippy takes helpers for tests (which may unwrap) for tests only under this mark.
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
 mod domain;
+#[cfg(test)]
 mod house;
+#[cfg(test)]
 mod models;
+#[cfg(test)]
 mod runs;
+#[cfg(test)]
 mod store;
+#[cfg(test)]
 mod store_pg;
+#[cfg(test)]
 mod support;

@@ -2,7 +2,8 @@
 //! and compares (`ARCHITECTURE.md`, "The house").
 //!
 //! It reads paths, not lines: `use crate::{a, b::c}`, `crate::a::f()` in the middle of an expression
-//! and `super::super::a` are all seen; comments and strings are not.
+//! and `super::super::a` are all seen; comments and strings are not. Modules called `tests` may set
+//! their stage with whatever they need, as long as they are marked `#[cfg(test)]`.
 
 mod paths;
 
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use paths::{Found, found_in};
+use paths::{Found, found_in, unmarked_tests};
 
 /// A room, what it may use of ours, and why no more.
 struct Room {
@@ -153,12 +154,15 @@ fn module_of(file: &Path) -> Vec<String> {
 fn breaches(file: &Path, text: &str) -> Vec<String> {
     let module = module_of(file);
     let room = module.first().cloned().unwrap_or_default();
+    let unmarked = unmarked_tests(text)
+        .into_iter()
+        .map(|line| (line, "a module called tests needs #[cfg(test)] right before it".to_owned()));
     found_in(text, &module)
         .iter()
-        .filter_map(|found| {
-            let wrong = breach(&room, found)?;
-            Some(format!("src/{}:{}: {wrong}", file.display(), found.line))
-        })
+        .filter(|found| !found.in_tests)
+        .filter_map(|found| Some((found.line, breach(&room, found)?)))
+        .chain(unmarked)
+        .map(|(line, wrong)| format!("src/{}:{line}: {wrong}", file.display()))
         .collect()
 }
 
@@ -228,7 +232,9 @@ fn every_kind_of_breach_is_found() {
         ("app/runs.rs", "fn f() { crate::engine::drive(1) }"),
         ("app/runs.rs", "use super::super::engine::Claim;"),
         ("app/mod.rs", "use super::engine;"),
-        ("app/mod.rs", "mod tests { use super::super::engine; }"),
+        ("app/mod.rs", "mod probes { use super::super::engine; }"),
+        ("app/mod.rs", "pub mod tests;"),
+        ("app/mod.rs", "#[cfg(test)] mod tests { use crate::engine; } use crate::engine;"),
         ("app/mod.rs", "use super::{self, engine::Slots as S};"),
         ("domain/run.rs", "use crate::clock::Clock;"),
         ("domain/run.rs", "use tokio::sync::Mutex;"),
@@ -257,8 +263,10 @@ fn what_is_allowed_is_not_held_for_a_breach() {
         ("api/mod.rs", "const X: &str = \"crate::store\"; const Y: &str = r#\"\" crate::log \"#;"),
         ("api/mod.rs", "fn f<'a>(x: &'a str) { let c = '\"'; let d = '\\''; } // crate::store"),
         ("api/v1/runs.rs", "use super::super::error; use super::agents; use self::body::X;"),
-        ("api/mod.rs", "mod tests { use super::*; mod deeper { use super::super::sse; } }"),
-        ("api/mod.rs", "fn f() { if x { y } } mod tests { use super::store; }"),
+        ("api/mod.rs", "mod inner { use super::*; mod deeper { use super::super::sse; } }"),
+        ("api/mod.rs", "fn f() { if x { y } } mod inner { use super::store; }"),
+        ("api/mod.rs", "#[cfg(test)]\nmod tests { use crate::store; use std::env; }"),
+        ("api/tests/down.rs", "use crate::store::Store;"),
         ("store/mod.rs", "use sqlx::{Row, query}; #[derive(sqlx::FromRow)] struct X;"),
         ("config/mod.rs", "let x = std::env::var_os(name);"),
         ("app/mod.rs", "const V: &str = env!(\"CARGO_PKG_VERSION\"); use crate::store::axum;"),

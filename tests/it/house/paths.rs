@@ -7,6 +7,28 @@ pub struct Found {
     pub line: usize,
     /// Its segments.
     pub path: Vec<String>,
+    /// Whether it is in a module `tests`.
+    pub in_tests: bool,
+}
+
+/// The lines that declare a module `tests` without `#[cfg(test)]` right before it.
+pub fn unmarked_tests(text: &str) -> Vec<usize> {
+    let mark = tokens("#[cfg(test)]");
+    let tokens = tokens(text);
+    let declares = |at: usize| {
+        matches!(
+            tokens.get(at..at + 2).map(|two| two.iter().map(|t| &t.kind).collect::<Vec<_>>()),
+            Some(two) if *two[0] == Kind::Word("mod".into()) && *two[1] == Kind::Word("tests".into())
+        )
+    };
+    let is_marked = |at: usize| {
+        let before = at.checked_sub(mark.len()).and_then(|start| tokens.get(start..at));
+        before.is_some_and(|before| before.iter().map(|t| &t.kind).eq(mark.iter().map(|t| &t.kind)))
+    };
+    (0..tokens.len())
+        .filter(|at| declares(*at) && !is_marked(*at))
+        .map(|at| tokens[at].line)
+        .collect()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,12 +90,13 @@ pub fn found_in(text: &str, module: &[String]) -> Vec<Found> {
                 let here: Vec<String> =
                     module.iter().cloned().chain(inline.iter().map(|(n, _)| n.clone())).collect();
                 let fresh = reader.found.split_off(first);
-                reader.found.extend(
-                    fresh
-                        .into_iter()
-                        .filter(|f| is_use || f.path.len() > 1)
-                        .map(|f| Found { line: f.line, path: resolved(f.path, &here) }),
-                );
+                reader.found.extend(fresh.into_iter().filter(|f| is_use || f.path.len() > 1).map(
+                    |f| Found {
+                        line: f.line,
+                        path: resolved(f.path, &here),
+                        in_tests: here.iter().any(|module| module == "tests"),
+                    },
+                ));
             }
             Kind::Join | Kind::Sign(_) => reader.at += 1,
         }
@@ -140,7 +163,7 @@ impl Reader<'_> {
             }
             self.at += 1;
         }
-        self.found.push(Found { line, path });
+        self.found.push(Found { line, path, in_tests: false });
     }
 
     /// Reads `a, b::c as d, …}`.

@@ -41,7 +41,6 @@ impl Drop for Folder {
 pub struct Setup {
     pub database_url: String,
     pub yaml: String,
-    pub env: Vec<(String, String)>,
     folder: Folder,
 }
 
@@ -50,14 +49,8 @@ impl Setup {
         Self {
             database_url: database_url.into(),
             yaml: yaml.into(),
-            env: Vec::new(),
             folder: Folder::new(),
         }
-    }
-
-    pub fn with_env(mut self, name: &str, value: &str) -> Self {
-        self.env.push((name.to_owned(), value.to_owned()));
-        self
     }
 
     pub async fn start(&self) -> Server {
@@ -67,7 +60,6 @@ impl Setup {
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
             .arg(&config)
             .args(["--database-url", &self.database_url])
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("STEPWELL_LOG_FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -95,7 +87,7 @@ impl Setup {
             let _ = child.wait();
             panic!("the server did not start:\n{}", log.lock().expect("log"));
         };
-        Server { child, client: Client::new(&format!("http://{address}")), log, address }
+        Server { child, client: Client::new(&format!("http://{address}")), log }
     }
 }
 
@@ -103,7 +95,6 @@ impl Setup {
 pub struct Server {
     child: Child,
     pub client: Client,
-    pub address: String,
     log: Arc<Mutex<String>>,
 }
 
@@ -111,10 +102,6 @@ impl Server {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().expect("log").clone()
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// SIGKILL: no good-byes.
