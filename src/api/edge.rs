@@ -158,7 +158,7 @@ impl Asked {
             // The template, never the path: paths hold whatever people send.
             route = self.route.as_ref().map_or("", MatchedPath::as_str),
             status = response.status().as_u16(),
-            duration_ms = began.elapsed().as_secs_f64() * 1e3,
+            duration_ms = began.elapsed().as_micros() as f64 / 1e3,
             request_id,
             key_id = noted.0.key_id.get().map(String::as_str),
             caller_agent_id = self.caller_agent_id.as_deref(),

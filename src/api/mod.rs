@@ -39,7 +39,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::CorsLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
@@ -105,8 +105,14 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         HeaderName::from_static("x-agent-id"),
         HeaderName::from_static("traceparent"),
     ];
+    // A list does not take the star.
+    let origins = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.to_vec())
+    };
     CorsLayer::new()
-        .allow_origin(origins.to_vec())
+        .allow_origin(origins)
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PATCH, Method::DELETE])
         .allow_headers(allowed)
         .expose_headers(exposed)

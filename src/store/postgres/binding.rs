@@ -33,8 +33,11 @@ fn entries<'q>(statement: Statement<'q>, all: &[(Uuid, &Entry)]) -> Statement<'q
         .bind(column(all, |(_, entry)| entry.text()))
 }
 
+/// An event and whose it is.
+type Placed<'a> = (Uuid, &'a Entry);
+
 /// Facts and deltas of all appends.
-fn split<'a>(appends: &[&'a Append]) -> (Vec<(Uuid, &'a Entry)>, Vec<(Uuid, &'a Entry)>) {
+fn split<'a>(appends: &[&'a Append]) -> (Vec<Placed<'a>>, Vec<Placed<'a>>) {
     appends
         .iter()
         .flat_map(|append| append.entries.iter().map(|entry| (append.run_id.uuid(), entry)))

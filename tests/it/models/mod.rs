@@ -1,10 +1,4 @@
 //! The models' room, over real sockets.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that cannot go on has failed; clippy sees only the test functions themselves"
-)]
 
 mod answers;
 mod builtin;

@@ -86,7 +86,8 @@ async fn a_stopped_server_hands_its_runs_to_the_next(url: String) {
         }
     }
     let stopping = std::time::Instant::now();
-    let ended = tokio::spawn(async move { stream.rest().await });
+    let tasks = stepwell::shutdown::Tasks::new();
+    let ended = tasks.spawn(async move { stream.rest().await });
     assert!(server.terminate().await.success(), "exit code 0");
     assert!(stopping.elapsed() < Duration::from_secs(10), "{:?}", stopping.elapsed());
     let frames = ended.await.expect("a stream");

@@ -60,7 +60,8 @@ async fn a_guest_sees_the_row_all_facts_and_the_newest_seq(store: SharedStore) {
     start(&store).await;
     let entries = vec![running(run_id(1), 2), delta(run_id(1), 3, "a"), delta(run_id(1), 4, "b")];
     append_to(&store, 1, 1, entries, Some(update(RunStatus::Running, 2))).await;
-    let seen: Arc<Mutex<Option<(RunStatus, i32, Vec<i32>)>>> = Arc::default();
+    type Seen = (RunStatus, i32, Vec<i32>);
+    let seen: Arc<Mutex<Option<Seen>>> = Arc::default();
     let note = Arc::clone(&seen);
     let decide = Arc::new(move |locked: &Locked| {
         let facts = locked.facts.iter().map(|f| f.seq).collect();

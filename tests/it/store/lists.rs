@@ -67,18 +67,18 @@ async fn many(store: &SharedStore) {
     add_agent(store, "b").await;
     let run = |n: u32| {
         let mut new: NewRun = new_run(n);
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             new.row.agent_id = agent_id("b");
             new.row.end_user_id = Some("even".to_owned());
             new.row.conversation_id = Some(ConversationId::from_uuid(Uuid::from_u128(2)));
             new.row.parent_run_id = Some(run_id(100));
         }
-        if n % 3 == 0 {
+        if n.is_multiple_of(3) {
             new.row.status = RunStatus::Completed;
         } else if n == 11 {
             new.row.status = RunStatus::Running;
         }
-        if n % 4 == 0 {
+        if n.is_multiple_of(4) {
             new.body.metadata.insert("team".to_owned(), "red".to_owned());
             new.body.metadata.insert("n".to_owned(), n.to_string());
         }

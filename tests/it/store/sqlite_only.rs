@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use stepwell::store::sqlite::{Options, SqliteStore};
-use stepwell::store::{GuestDecision, GuestWrite, Locked, SharedStore, Store, StoreError};
+use stepwell::store::{GuestDecision, GuestWrite, Locked, SharedStore, StoreError};
 
 use super::fixtures::*;
 use crate::support::databases::{Directory, open_sqlite};

@@ -10,11 +10,6 @@
 //! Replies are played in the order in which requests come; [`ModelServer::answer_with`] computes them
 //! instead. HTTP is written by hand, so that it can be written wrongly.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test that cannot go on has failed; clippy sees only the test functions themselves"
-)]
 
 pub mod anthropic;
 pub mod openai;
