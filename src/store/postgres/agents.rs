@@ -30,10 +30,14 @@ const LIST_ASC: &str = "\
 select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
     v.created_at as updated_at
 from agents a
-join agent_versions v
-on v.workspace_id = a.workspace_id
-and v.agent_id = a.agent_id
-and v.version = a.current_version
+cross join lateral (
+    select v.version, v.settings, v.created_at
+    from agent_versions v
+    where v.workspace_id = a.workspace_id
+    and v.agent_id = a.agent_id
+    and v.version = a.current_version
+    limit 1
+) v
 where a.workspace_id = $1
 and a.archived_at is null
 and a.agent_id > $2
@@ -46,10 +50,14 @@ const LIST_DESC: &str = "\
 select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
     v.created_at as updated_at
 from agents a
-join agent_versions v
-on v.workspace_id = a.workspace_id
-and v.agent_id = a.agent_id
-and v.version = a.current_version
+cross join lateral (
+    select v.version, v.settings, v.created_at
+    from agent_versions v
+    where v.workspace_id = a.workspace_id
+    and v.agent_id = a.agent_id
+    and v.version = a.current_version
+    limit 1
+) v
 where a.workspace_id = $1
 and a.archived_at is null
 and a.agent_id > $2
@@ -92,10 +100,14 @@ const LIST_CONFIG: &str = "\
 select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
     v.created_at as updated_at
 from agents a
-join agent_versions v
-on v.workspace_id = a.workspace_id
-and v.agent_id = a.agent_id
-and v.version = a.current_version
+cross join lateral (
+    select v.version, v.settings, v.created_at
+    from agent_versions v
+    where v.workspace_id = a.workspace_id
+    and v.agent_id = a.agent_id
+    and v.version = a.current_version
+    limit 1
+) v
 where a.workspace_id = $1
 and a.archived_at is null
 and a.managed_by = $2

@@ -42,35 +42,43 @@ and extract(epoch from backend_start)::float8 = $2";
 const CREATED: &str = "\
 select v.run_id
 from unnest($1::uuid[]) v (run_id)
-join runs r
-on r.run_id = v.run_id";
+cross join lateral (
+    select r.run_id
+    from runs r
+    where r.run_id = v.run_id
+    limit 1
+) r";
 
 /// By the primary keys of `run_facts` and `run_deltas`.
 const WRITTEN: &str = "\
 select v.run_id
 from unnest($1::uuid[], $2::int[], $3::text[]) v (run_id, seq, data)
-where exists (
-    select 1
+cross join lateral (
+    select f.data
     from run_facts f
     where f.run_id = v.run_id
     and f.seq = v.seq
-    and f.data = v.data
-) or exists (
-    select 1
+    union all
+    select d.data
     from run_deltas d
     where d.run_id = v.run_id
     and d.seq = v.seq
-    and d.data = v.data
-)";
+    limit 1
+) e
+where e.data = v.data";
 
 /// By the primary key of `idempotency`.
 const KEYS: &str = "\
 select v.ord, i.fingerprint, i.resource
 from unnest($1::int[], $2::int[], $3::text[], $4::text[]) v (ord, workspace_id, scope, key)
-join idempotency i
-on i.workspace_id = v.workspace_id
-and i.scope = v.scope
-and i.key = v.key";
+cross join lateral (
+    select i.fingerprint, i.resource
+    from idempotency i
+    where i.workspace_id = v.workspace_id
+    and i.scope = v.scope
+    and i.key = v.key
+    limit 1
+) i";
 
 /// By the primary key of `flushes`, the oldest of the lane first. A number that a resolver took stays:
 /// the batch that it keeps out may still be on its way.

@@ -78,9 +78,13 @@ select r.run_id, ",
     super::runs::last_seq!(),
     "
 from unnest($1::uuid[]) v (run_id)
-join runs r
-on r.run_id = v.run_id
-where r.deleted_at is null"
+cross join lateral (
+    select r.run_id, r.status, r.fact_seq
+    from runs r
+    where r.run_id = v.run_id
+    and r.deleted_at is null
+    limit 1
+) r"
 );
 
 impl PostgresStore {

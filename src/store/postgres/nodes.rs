@@ -51,7 +51,7 @@ and not exists (
     where r.node_id = n.node_id
 )";
 
-/// By `runs_due`, in its order. A run that somebody else is claiming or writing to is left for later.
+/// By `runs_due`, in its order; then by the primary key (why not `=`: see `statements.rs`). A run that somebody else is claiming or writing to is left for later.
 const CLAIM_DUE: &str = "\
 with due as (
     select r.run_id, r.due_at
@@ -69,7 +69,8 @@ with due as (
         epoch = r.epoch + 1,
         due_at = null
     from due
-    where r.run_id = due.run_id
+    where r.run_id >= due.run_id
+    and r.run_id <= due.run_id
     returning r.run_id, r.workspace_id, r.rev, r.epoch, due.due_at
 )
 select run_id, workspace_id, rev, epoch
@@ -131,7 +132,8 @@ with recursive owners (node_id) as (
         due_at = null,
         crashes = r.crashes + 1
     from orphans
-    where r.run_id = orphans.run_id
+    where r.run_id >= orphans.run_id
+    and r.run_id <= orphans.run_id
     returning r.run_id, r.workspace_id, r.rev, r.epoch
 )
 select run_id, workspace_id, rev, epoch

@@ -40,18 +40,7 @@ case
 }
 pub(super) use last_seq;
 
-/// The newest fact of a run that ended or (3) waits for somebody. By the primary key of `run_facts`.
-macro_rules! newest_fact {
-    () => {
-        "
-left join run_facts newest
-on newest.run_id = r.run_id
-and newest.seq = r.fact_seq
-and (r.status >= 10 or r.status = 3)"
-    };
-}
-
-/// By primary keys.
+/// By primary keys. The newest fact counts once the run ended or (3) waits for somebody.
 const LOAD: &str = concat!(
     "select ",
     run_columns!(),
@@ -65,9 +54,11 @@ join run_bodies b
 on b.run_id = r.run_id
 left join run_facts first
 on first.run_id = r.run_id
-and first.seq = 1",
-    newest_fact!(),
-    "
+and first.seq = 1
+left join run_facts newest
+on newest.run_id = r.run_id
+and newest.seq = r.fact_seq
+and (r.status >= 10 or r.status = 3)
 where r.workspace_id = $1
 and r.run_id = $2
 and r.deleted_at is null"
@@ -105,7 +96,8 @@ and r.deleted_at is null"
 );
 
 /// The conditions that no index leads: $5 agent, $6 statuses, $7 conversation, $8 parent, $9 end user,
-/// $10 and $11 times, $12 and $13 pairs of metadata (by the primary key of `run_labels`).
+/// $10 and $11 times, $12 and $13 pairs of metadata (by the primary key of `run_labels`, a look-up a
+/// pair: the limit keeps it from becoming a hash of all labels).
 macro_rules! conditions {
     () => {
         "
@@ -118,28 +110,30 @@ and ($8::uuid is null or r.parent_run_id = $8)
 and ($9::text is null or r.end_user_id = $9)
 and r.created_at >= $10
 and r.created_at <= $11
-and not exists (
-    select 1
+and (cardinality($12::text[]) = 0 or cardinality($12::text[]) = (
+    select count(*)
     from unnest($12::text[], $13::text[]) v (key, value)
-    where not exists (
-        select 1
+    cross join lateral (
+        select l.run_id
         from run_labels l
         where l.workspace_id = $1
         and l.key = v.key
         and l.value = v.value
         and l.run_id = r.run_id
-    )
-)"
+        limit 1
+    ) l
+))"
     };
 }
 
-/// One page of ids, cut out by an index, and then what belongs to each.
+/// One page of runs, cut out by an index, and then what belongs to each, by primary keys.
 ///
 /// A page compares and sorts by the whole key of its index. Said the usual way (`workspace_id = $1 …
 /// order by run_id`) other indexes have that order, too, and a plan that does not know the filter's
-/// values takes one of them and walks through everybody's runs.
+/// values takes one of them and walks through everybody's runs. The inner limits keep a plan from
+/// turning the join round.
 macro_rules! list {
-    ($page:expr, $order:literal) => {
+    ($page:expr) => {
         concat!(
             "select ",
             run_columns!(),
@@ -151,11 +145,21 @@ from (",
             $page,
             "
 limit $4) r
-join run_bodies b
-on b.run_id = r.run_id",
-            newest_fact!(),
-            " order by r.run_id ",
-            $order
+cross join lateral (
+    select b.model, b.config, b.max_steps, b.estimated_cost_micros, b.metadata
+    from run_bodies b
+    where b.run_id = r.run_id
+    limit 1
+) b
+left join lateral (
+    select f.seq, f.kind, f.data
+    from run_facts f
+    where f.run_id = r.run_id
+    and f.seq = r.fact_seq
+    and (r.status >= 10 or r.status = 3)
+    limit 1
+) newest
+on true"
         )
     };
 }
@@ -261,14 +265,14 @@ order by first.workspace_id ",
     };
 }
 
-const BY_WORKSPACE_ASC: &str = list!(by_workspace!("asc"), "asc");
-const BY_WORKSPACE_DESC: &str = list!(by_workspace!("desc"), "desc");
-const BY_AGENT_ASC: &str = list!(by_agent!("asc"), "asc");
-const BY_AGENT_DESC: &str = list!(by_agent!("desc"), "desc");
-const BY_STATUS_ASC: &str = list!(by_status!("asc"), "asc");
-const BY_STATUS_DESC: &str = list!(by_status!("desc"), "desc");
-const BY_LABEL_ASC: &str = list!(by_label!("asc"), "asc");
-const BY_LABEL_DESC: &str = list!(by_label!("desc"), "desc");
+const BY_WORKSPACE_ASC: &str = list!(by_workspace!("asc"));
+const BY_WORKSPACE_DESC: &str = list!(by_workspace!("desc"));
+const BY_AGENT_ASC: &str = list!(by_agent!("asc"));
+const BY_AGENT_DESC: &str = list!(by_agent!("desc"));
+const BY_STATUS_ASC: &str = list!(by_status!("asc"));
+const BY_STATUS_DESC: &str = list!(by_status!("desc"));
+const BY_LABEL_ASC: &str = list!(by_label!("asc"));
+const BY_LABEL_DESC: &str = list!(by_label!("desc"));
 
 /// By `runs_by_agent`, backwards. An agent whose runs all fail must not cost a walk through its past:
 /// what is older than its 1,000 newest runs tells nothing.
@@ -332,7 +336,13 @@ impl PostgresStore {
             .bind(pairs.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>());
         let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
         let rows = lease.rows(query).await.map_err(failure::of_read)?;
-        Ok(page.finish(rows.iter().map(record).collect::<Result<_>>()?))
+        let mut records: Vec<RunRecord> = rows.iter().map(record).collect::<Result<_>>()?;
+        // The page is cut out in this order, and no statement promises to keep it through its joins.
+        records.sort_unstable_by_key(|record| record.row.run_id);
+        if scan.order == Order::Desc {
+            records.reverse();
+        }
+        Ok(page.finish(records))
     }
 
     pub(super) async fn recent_duration_rows(

@@ -10,8 +10,9 @@ use super::failure;
 /// For every connection.
 ///
 /// A node that stops between a statement and its commit would freeze its neighbours: hence the
-/// time-outs. Every statement here has an index to go by, and none is worth a scan, a hash of a table or
-/// a compiler. Plans are made once a connection (for a flush, planning costs as much as half of the
+/// time-outs. Every statement here has an index to go by, in its order where it has one, and none is
+/// worth a scan, a sort or a hash of a table, or a compiler. (What is off is still done where nothing
+/// else can: a handful of rows is sorted and hashed all the same.) Plans are made once a connection (for a flush, planning costs as much as half of the
 /// work), often while the tables are still empty: with pages that cost next to nothing a look-up a row
 /// wins against a walk through an index even then. `tests/it/store_pg/plans.rs` checks it.
 pub(super) const SESSION: &str = "\
@@ -23,6 +24,8 @@ set plan_cache_mode = force_generic_plan;
 set enable_seqscan = off;
 set enable_hashjoin = off;
 set enable_mergejoin = off;
+set enable_sort = off;
+set enable_incremental_sort = off;
 set seq_page_cost = 0.01;
 set random_page_cost = 0.01;
 set jit = off;

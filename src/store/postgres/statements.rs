@@ -24,30 +24,40 @@ with numbered as (
     };
 }
 
-/// By the primary key of `runs`. `is not distinct from` keeps `runs_owned` out of it, through which each
-/// fence would be looked for among all runs of the node.
+/// By the primary key of `runs`: a look-up a fence, in ascending order, each locked as it is found. The
+/// limit keeps the join from being turned round, and `is not distinct from` keeps `runs_owned` out of it,
+/// through which each fence would be looked for among all runs of the node.
 macro_rules! held {
     ($lock:literal) => {
         concat!(
             "\
 held as materialized (
     select r.run_id
-    from unnest($5::uuid[], $6::int[]) v (run_id, rev)
-    join runs r
-    on r.run_id = v.run_id
-    where r.rev = v.rev
-    and r.node_id is not distinct from $1
-    and exists (select 1 from numbered)
-    order by r.run_id
-    for ",
+    from (
+        select v.run_id, v.rev
+        from unnest($5::uuid[], $6::int[]) v (run_id, rev)
+        where exists (select 1 from numbered)
+        order by v.run_id
+    ) v
+    cross join lateral (
+        select r.run_id
+        from runs r
+        where r.run_id = v.run_id
+        and r.rev = v.rev
+        and r.node_id is not distinct from $1
+        limit 1
+        for ",
             $lock,
-            " of r
+            "
+    ) r
 ), "
         )
     };
 }
 
 /// By the primary key of `runs`. `crashes` counts drivers lost since the last step that was committed.
+/// `>=` and `<=` stand for `=` because it could also be answered by a walk through the whole index, and
+/// a plan from when that was short would go on doing so; of this pair only look-ups can be made.
 macro_rules! appended {
     () => {
         "\
@@ -86,7 +96,8 @@ facts as (
         v (run_id, status, fact_seq, steps_completed, input_tokens, cached_input_tokens,
         output_tokens, reasoning_tokens, cost_micros, status_message, started_at, completed_at,
         owner, due_at)
-    where r.run_id = v.run_id
+    where r.run_id >= v.run_id
+    and r.run_id <= v.run_id
     and (v.run_id in (select held.run_id from held)) is true
 ) "
     };
@@ -114,12 +125,16 @@ macro_rules! passing {
         max_steps, estimated_cost_micros, metadata, first_seq, first_kind, first_data",
             $columns,
             ")
-    join agents a
-    on a.workspace_id = v.workspace_id
-    and a.agent_id = v.agent_id
-    where a.current_version = v.agent_version
-    and a.archived_at is null
-    and exists (select 1 from numbered)
+    cross join lateral (
+        select a.current_version
+        from agents a
+        where a.workspace_id = v.workspace_id
+        and a.agent_id = v.agent_id
+        and a.current_version = v.agent_version
+        and a.archived_at is null
+        limit 1
+    ) a
+    where exists (select 1 from numbered)
 ), "
         )
     };
