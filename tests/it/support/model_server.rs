@@ -10,7 +10,6 @@
 //! Replies are played in the order in which requests come; [`ModelServer::answer_with`] computes them
 //! instead. HTTP is written by hand, so that it can be written wrongly.
 
-
 pub mod anthropic;
 pub mod openai;
 

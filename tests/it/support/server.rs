@@ -46,11 +46,7 @@ pub struct Setup {
 
 impl Setup {
     pub fn new(database_url: impl Into<String>, yaml: impl Into<String>) -> Self {
-        Self {
-            database_url: database_url.into(),
-            yaml: yaml.into(),
-            folder: Folder::new(),
-        }
+        Self { database_url: database_url.into(), yaml: yaml.into(), folder: Folder::new() }
     }
 
     pub async fn start(&self) -> Server {
