@@ -11,7 +11,6 @@ mod fixtures;
 mod guests;
 mod lists;
 mod logs;
-mod measure;
 mod ownership;
 mod runs;
 mod sqlite_only;

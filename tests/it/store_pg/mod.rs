@@ -2,7 +2,6 @@
 //! store must do is in `tests/it/store`.
 
 mod doubt;
-mod figures;
 mod locks;
 mod plans;
 mod proxy;
