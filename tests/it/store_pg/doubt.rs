@@ -135,3 +135,27 @@ async fn connections_that_died_are_replaced() {
     assert!(matches!(answer, Err(StoreError::InDoubt(_))), "{answer:?}");
     assert_eq!(store.resolve(&batch).await.expect("settled"), None);
 }
+
+#[tokio::test]
+async fn old_numbers_of_a_lane_go_a_few_at_a_time() {
+    let url = postgres::database().await;
+    let store = postgres::open(&url).await;
+    with_agent(&store).await;
+    let me = node();
+    let mut admin = postgres::connect(&url).await;
+    // 300 old ones, and young ones after them.
+    let fill = "insert into flushes select $1, lane, n, case when n <= 300 then 1 else $2 end \
+                from generate_series(1, 6000) n, generate_series(0, 1) lane";
+    sqlx::query(fill)
+        .bind(me.uuid())
+        .bind(NOW.millis())
+        .execute(&mut admin)
+        .await
+        .expect("rows");
+    let mut batch = batch(me, vec![run(None)], vec![]);
+    batch.number = 6144;
+    store.flush(&batch).await.expect("a flush");
+    let left = "select count(*) from flushes group by lane order by lane";
+    let left: Vec<i64> = sqlx::query_scalar(left).fetch_all(&mut admin).await.expect("counts");
+    assert_eq!(left, [6000 - 300 + 1, 6000]);
+}

@@ -151,11 +151,13 @@ async fn a_flush_that_waits_for_a_guest_misses_what_the_guest_changed() {
     // The guest decides only once the driver waits for its lock.
     let (decided, wait) = std::sync::mpsc::channel::<()>();
     let wait = std::sync::Mutex::new(wait);
+    let (locking, mut is_locked) = tokio::sync::mpsc::unbounded_channel();
     let write = GuestWrite {
         workspace_id: WS,
         run_id,
         key: None,
         decide: Arc::new(move |locked| {
+            locking.send(()).expect("a listener");
             wait.lock().expect("no panic").recv().expect("a word");
             assert_eq!(locked.record.last_seq, 3);
             assert_eq!(locked.facts.len(), 1);
@@ -173,9 +175,7 @@ async fn a_flush_that_waits_for_a_guest_misses_what_the_guest_changed() {
             runtime.block_on(async { postgres::open(&url).await.guest(write).await })
         })
     };
-    let in_transaction = "select count(*) from pg_stat_activity \
-                          where datname = current_database() and state = 'idle in transaction'";
-    postgres::until(&url, in_transaction).await;
+    is_locked.recv().await.expect("the guest has the lock");
     let flush = {
         let store = Arc::clone(&store);
         tasks
