@@ -282,3 +282,7 @@ async fn read_back(
             .collect();
     Ok(Some(BatchOutcome { creates, appends }))
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[LOOK, READ_BACK];

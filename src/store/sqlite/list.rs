@@ -197,3 +197,18 @@ fn statuses(statuses: &[RunStatus]) -> Option<String> {
     let codes: Vec<i16> = statuses.iter().map(|status| status.code()).collect();
     (!codes.is_empty()).then(|| serde_json::Value::from(codes).to_string())
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[
+    ALL.asc,
+    ALL.desc,
+    BY_AGENT.asc,
+    BY_AGENT.desc,
+    BY_STATUS.asc,
+    BY_STATUS.desc,
+    BY_STATUSES.asc,
+    BY_STATUSES.desc,
+    BY_LABEL.asc,
+    BY_LABEL.desc,
+];

@@ -149,3 +149,7 @@ fn fact(row: &SqliteRow) -> Result<Entry> {
     let (seq, kind, data): (i32, i16, String) = FromRow::from_row(row).map_err(failure::of)?;
     rows::entry(seq, Some(kind), data)
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[READ_ASC, READ_DESC, READ_FACTS, FACTS_OF, HEADS];

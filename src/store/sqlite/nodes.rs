@@ -245,3 +245,7 @@ async fn take(
     }
     Ok(claims)
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[DUE, ORPHANS, CLAIM, OWNED, RELEASE, FORGET];

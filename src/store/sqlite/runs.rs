@@ -167,3 +167,7 @@ pub(super) async fn recent_durations(
         .bind(RunStatus::Completed.code());
     readers.all(query).await?.iter().map(|row| row.try_get(0).map_err(failure::of)).collect()
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[LOAD, DRIVEABLE, DURATIONS];

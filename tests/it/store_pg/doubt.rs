@@ -146,12 +146,7 @@ async fn old_numbers_of_a_lane_go_a_few_at_a_time() {
     // 300 old ones, and young ones after them.
     let fill = "insert into flushes select $1, lane, n, case when n <= 300 then 1 else $2 end \
                 from generate_series(1, 6000) n, generate_series(0, 1) lane";
-    sqlx::query(fill)
-        .bind(me.uuid())
-        .bind(NOW.millis())
-        .execute(&mut admin)
-        .await
-        .expect("rows");
+    sqlx::query(fill).bind(me.uuid()).bind(NOW.millis()).execute(&mut admin).await.expect("rows");
     let mut batch = batch(me, vec![run(None)], vec![]);
     batch.number = 6144;
     store.flush(&batch).await.expect("a flush");
