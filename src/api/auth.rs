@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::app::Caller;
 
-use super::extract::MAX_BODY_BYTES;
+use super::extract::MAX_DISCARDED_BYTES;
 use super::{ApiError, ApiState, ErrorCode, accept, edge};
 
 /// The operator's own key, kept as its hash.
@@ -87,7 +87,9 @@ fn declared_size(headers: &HeaderMap) -> Result<(), ApiError> {
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse::<u64>().ok());
-    if declared.is_some_and(|bytes| bytes > MAX_BODY_BYTES as u64) {
+    // What is not much too large is read and refused then: a client that is still sending when the
+    // connection closes never sees why.
+    if declared.is_some_and(|bytes| bytes > MAX_DISCARDED_BYTES as u64) {
         return Err(
             ApiError::new(ErrorCode::BodyTooLarge, "The body is larger than 4 MiB.").closing()
         );

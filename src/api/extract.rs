@@ -22,7 +22,7 @@ use super::{ApiError, ApiState, ErrorCode};
 /// Larger bodies are refused.
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes of a body that is too large which are still read, so that its sender can read the answer.
-const MAX_DISCARDED_BYTES: usize = 32 * 1024 * 1024;
+pub const MAX_DISCARDED_BYTES: usize = 32 * 1024 * 1024;
 /// Deeper documents are refused: whatever walks them may recurse.
 const MAX_DEPTH: usize = 64;
 /// A body that has not arrived by then is not coming: nobody may hold a connection with a drip.

@@ -51,7 +51,8 @@ and not exists (
     where r.node_id = n.node_id
 )";
 
-/// By `runs_due`, in its order; then by the primary key (why not `=`: see `statements.rs`). A run that somebody else is claiming or writing to is left for later.
+/// By `runs_due`, in its order; then by the primary key (why not `=`: see `statements.rs`). A run that somebody else is claiming or writing to is left for
+/// later. `log_format`: nobody claims a log that it cannot read.
 const CLAIM_DUE: &str = "\
 with due as (
     select r.run_id, r.due_at
@@ -59,6 +60,7 @@ with due as (
     where r.node_id is null
     and r.due_at is not null
     and r.due_at <= $2
+    and r.log_format = 1
     order by r.due_at, r.run_id
     limit $3
     for update skip locked
@@ -119,6 +121,7 @@ with recursive owners (node_id) as (
         where r.node_id is not null
         and (r.node_id, r.run_id) > (dead.node_id, '00000000-0000-0000-0000-000000000000'::uuid)
         and (r.node_id, r.run_id) < (dead.node_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+        and r.log_format = 1
         order by r.node_id, r.run_id
         limit $2
         for update skip locked
