@@ -49,12 +49,7 @@ pub(super) struct Creates {
 impl Creates {
     /// None yet.
     pub(super) fn new() -> Self {
-        Self {
-            runs: Table::new(),
-            bodies: Table::new(),
-            labels: Table::new(),
-            keys: Table::new(),
-        }
+        Self { runs: Table::new(), bodies: Table::new(), labels: Table::new(), keys: Table::new() }
     }
 
     /// A run under this number, with its body, labels and key; not its first event.
@@ -97,12 +92,7 @@ impl Creates {
             .maybe_int(body.estimated_cost.map(Usd::micros))
             .text(&json(&body.metadata)?);
         for (key, value) in &body.metadata {
-            self.labels
-                .row()
-                .int(row.workspace_id.0)
-                .text(key)
-                .text(value)
-                .uuid(row.run_id.uuid());
+            self.labels.row().int(row.workspace_id.0).text(key).text(value).uuid(row.run_id.uuid());
         }
         if let Some(new) = &new.key {
             self.keys

@@ -14,9 +14,9 @@ use crate::store::{
 
 use super::creates::Creates;
 use super::events::{Events, Writes};
+use super::failure;
 use super::table::Table;
 use super::writer::Writer;
-use super::failure;
 
 /// `?1` agents, `?2` keys, `?3` fences, `?4` the node: by the primary keys of `agents` and
 /// `idempotency`, and by the unique index of `runs`. `cross join` keeps the parameter outside.
@@ -143,8 +143,7 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
             continue;
         }
         if let Some(new) = &create.key {
-            let row =
-                KeyRow { fingerprint: new.key.fingerprint, resource: new.resource.clone() };
+            let row = KeyRow { fingerprint: new.key.fingerprint, resource: new.resource.clone() };
             bound.insert(&new.key, row);
         }
         run_no += 1;
@@ -157,8 +156,7 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
         let held = known.held.get(&place).copied().or_else(|| {
             // A run may be created and go on in the same batch.
             let (run_no, create) = new.get(&append.run_id)?;
-            let holds =
-                create.row.rev == append.rev && create.row.node_id == Some(batch.node_id);
+            let holds = create.row.rev == append.rev && create.row.node_id == Some(batch.node_id);
             holds.then_some(*run_no)
         });
         let Some(run_no) = held else {
@@ -224,11 +222,9 @@ fn keys(batch: &Batch) -> Table {
     let mut keys = Table::new();
     for create in &batch.creates {
         match &create.key {
-            Some(new) => keys
-                .row()
-                .int(new.key.workspace_id.0)
-                .text(new.key.scope)
-                .text(&new.key.key),
+            Some(new) => {
+                keys.row().int(new.key.workspace_id.0).text(new.key.scope).text(&new.key.key)
+            }
             None => keys.row().null(),
         };
     }
@@ -273,11 +269,20 @@ async fn read_back(
             None => CreateOutcome::AgentMoved,
         })
         .collect();
-    let appends = (0..)
-        .zip(&batch.appends)
-        .map(|(place, _)| {
-            if written.contains(&place) { AppendOutcome::Written } else { AppendOutcome::Missed }
-        })
-        .collect();
+    let appends =
+        (0..)
+            .zip(&batch.appends)
+            .map(|(place, _)| {
+                if written.contains(&place) {
+                    AppendOutcome::Written
+                } else {
+                    AppendOutcome::Missed
+                }
+            })
+            .collect();
     Ok(Some(BatchOutcome { creates, appends }))
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[LOOK, READ_BACK];

@@ -143,3 +143,8 @@ async fn erase(
     }
     Ok(())
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] =
+    &[LOCK, ERASE_BODY, ERASE_LABELS, ERASE_FACTS, ERASE_DELTAS, BURY];

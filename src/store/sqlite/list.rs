@@ -78,16 +78,8 @@ const BY_STATUS: Orders = Orders {
 
 /// Reads all runs in these statuses and sorts them: for statuses in which there are few.
 const BY_STATUSES: Orders = Orders {
-    asc: list!(
-        "runs_by_status",
-        "and r.status in (select s.value from json_each(?6) s)",
-        "asc"
-    ),
-    desc: list!(
-        "runs_by_status",
-        "and r.status in (select s.value from json_each(?6) s)",
-        "desc"
-    ),
+    asc: list!("runs_by_status", "and r.status in (select s.value from json_each(?6) s)", "asc"),
+    desc: list!("runs_by_status", "and r.status in (select s.value from json_each(?6) s)", "desc"),
 };
 
 /// By the primary key of `run_labels`, along the first pair, and then by the unique index of `runs`.
@@ -205,3 +197,18 @@ fn statuses(statuses: &[RunStatus]) -> Option<String> {
     let codes: Vec<i16> = statuses.iter().map(|status| status.code()).collect();
     (!codes.is_empty()).then(|| serde_json::Value::from(codes).to_string())
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[
+    ALL.asc,
+    ALL.desc,
+    BY_AGENT.asc,
+    BY_AGENT.desc,
+    BY_STATUS.asc,
+    BY_STATUS.desc,
+    BY_STATUSES.asc,
+    BY_STATUSES.desc,
+    BY_LABEL.asc,
+    BY_LABEL.desc,
+];

@@ -119,19 +119,13 @@ pub(super) async fn read_facts(
     above: i32,
     until: i32,
 ) -> Result<Vec<Entry>> {
-    let query = sqlx::query(READ_FACTS)
-        .bind(workspace_id.0)
-        .bind(run_id.uuid())
-        .bind(above)
-        .bind(until);
+    let query =
+        sqlx::query(READ_FACTS).bind(workspace_id.0).bind(run_id.uuid()).bind(above).bind(until);
     readers.all(query).await?.iter().map(fact).collect()
 }
 
 /// All facts of a run, within a write.
-pub(super) async fn facts_of(
-    connection: &mut SqliteConnection,
-    run_no: i64,
-) -> Result<Vec<Entry>> {
+pub(super) async fn facts_of(connection: &mut SqliteConnection, run_no: i64) -> Result<Vec<Entry>> {
     let query = sqlx::query(FACTS_OF).bind(run_no);
     query.fetch_all(connection).await.map_err(failure::of)?.iter().map(fact).collect()
 }
@@ -155,3 +149,7 @@ fn fact(row: &SqliteRow) -> Result<Entry> {
     let (seq, kind, data): (i32, i16, String) = FromRow::from_row(row).map_err(failure::of)?;
     rows::entry(seq, Some(kind), data)
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[READ_ASC, READ_DESC, READ_FACTS, FACTS_OF, HEADS];

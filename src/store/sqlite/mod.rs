@@ -32,13 +32,14 @@ mod keys;
 mod list;
 mod log;
 mod nodes;
+#[cfg(test)]
+mod plans;
 mod readers;
 mod runs;
 mod table;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -102,7 +103,6 @@ pub struct SqliteStore {
     readers: Readers,
     reader_count: usize,
     writer: Writer,
-    lock: Mutex<Option<Lock>>,
 }
 
 impl SqliteStore {
@@ -133,10 +133,10 @@ impl SqliteStore {
             .and_then(|row| row.try_get(0))
             .map_err(unusable)?;
         let checkpoints = Checkpoints::new(&options, page_size);
-        let writer = Writer::start(connection, writes, checkpoints);
+        let writer = Writer::start(connection, writes, checkpoints, lock);
         let reader_count = options.readers.max(1);
         let readers = Readers::new(connect::reader(&path), reader_count);
-        Ok(Self { path, readers, reader_count, writer, lock: Mutex::new(Some(lock)) })
+        Ok(Self { path, readers, reader_count, writer })
     }
 
     /// Makes the schema, or brings it up to date.
@@ -179,8 +179,6 @@ impl Store for SqliteStore {
     async fn close(&self) {
         self.readers.close(self.reader_count).await;
         self.writer.close().await;
-        let mut lock = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *lock = None;
     }
 
     fn is_exclusive(&self) -> bool {

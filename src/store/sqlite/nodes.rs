@@ -240,9 +240,12 @@ async fn take(
         });
     }
     if !numbers.is_empty() {
-        let query =
-            sqlx::query(CLAIM).bind(node_id.uuid()).bind(crashes).bind(numbers.json());
+        let query = sqlx::query(CLAIM).bind(node_id.uuid()).bind(crashes).bind(numbers.json());
         query.execute(connection).await.map_err(failure::of)?;
     }
     Ok(claims)
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[DUE, ORPHANS, CLAIM, OWNED, RELEASE, FORGET];

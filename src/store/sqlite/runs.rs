@@ -148,8 +148,7 @@ pub(super) async fn load_driveable(
     let log_bytes = rows::count(row.try_get("bytes").map_err(failure::of)?)?;
     let record = RunFields::from_row(&row).map_err(failure::of)?.record()?;
     let workspace_id = record.row.workspace_id;
-    let facts =
-        log::read_facts(readers, workspace_id, run_id, 0, record.row.fact_seq).await?;
+    let facts = log::read_facts(readers, workspace_id, run_id, 0, record.row.fact_seq).await?;
     // Erased between the two statements: it is nobody's any more.
     if facts.is_empty() {
         return Ok(None);
@@ -168,3 +167,7 @@ pub(super) async fn recent_durations(
         .bind(RunStatus::Completed.code());
     readers.all(query).await?.iter().map(|row| row.try_get(0).map_err(failure::of)).collect()
 }
+
+/// For `plans.rs`.
+#[cfg(test)]
+pub(super) const STATEMENTS: &[&str] = &[LOAD, DRIVEABLE, DURATIONS];

@@ -18,6 +18,7 @@ use crate::shutdown::Tasks;
 use crate::store::{Result, StoreError};
 
 use super::checkpoint::Checkpoints;
+use super::connect::Lock;
 use super::failure;
 
 /// Pieces of work that may wait: the journal hands over one at a time, so these are guests and claims.
@@ -37,8 +38,7 @@ enum Left {
     Broken,
 }
 
-type Work =
-    Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -> BoxFuture<'c, Left> + Send>;
+type Work = Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -> BoxFuture<'c, Left> + Send>;
 
 /// Hands work to the writer.
 #[derive(Debug)]
@@ -53,10 +53,11 @@ impl Writer {
         connection: SqliteConnection,
         options: SqliteConnectOptions,
         checkpoints: Checkpoints,
+        lock: Lock,
     ) -> Self {
         let (work, queue) = mpsc::channel(MOST_WAITING);
         let tasks = Tasks::new();
-        let seat = Seat { connection: Some(connection), options, checkpoints };
+        let seat = Seat { connection: Some(connection), options, checkpoints, lock };
         tasks.spawn(run(seat, queue, tasks.clone()));
         Self { work, tasks }
     }
@@ -129,6 +130,8 @@ struct Seat {
     connection: Option<SqliteConnection>,
     options: SqliteConnectOptions,
     checkpoints: Checkpoints,
+    /// Let go last: the next server must not find us still at work.
+    lock: Lock,
 }
 
 impl Seat {
@@ -177,6 +180,7 @@ async fn run(mut seat: Seat, mut queue: mpsc::Receiver<Work>, tasks: Tasks) {
         // Everything is committed: an error here loses nothing.
         let _ = connection.close().await;
     }
+    drop(seat.lock);
 }
 
 async fn in_transaction<T, F>(connection: &mut SqliteConnection, work: F) -> (Result<T>, Left)
@@ -204,4 +208,54 @@ where
         Err(_) => Left::Broken,
     };
     (result, left)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Row as _;
+
+    use crate::domain::ids::NodeId;
+    use crate::domain::time::Timestamp;
+    use crate::store::sqlite::{Options, SqliteStore, failure};
+    use crate::store::{Store as _, StoreError};
+
+    async fn pragma(store: &SqliteStore, sql: &'static str) -> i64 {
+        store
+            .writer
+            .manage(move |connection| {
+                Box::pin(async move {
+                    let row = sqlx::query(sql).fetch_one(connection).await.map_err(failure::of)?;
+                    row.try_get(0).map_err(failure::of)
+                })
+            })
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_an_outage_that_passes() {
+        let clock = crate::clock::Clock::system();
+        let directory = std::env::temp_dir().join(clock.uuid().to_string());
+        std::fs::create_dir(&directory).unwrap();
+        let store = SqliteStore::open(directory.join("db"), Options::default()).await.unwrap();
+        store.migrate().await.unwrap();
+        // The file may not grow any more: SQLite says the same as for a full disk.
+        pragma(&store, "pragma max_page_count = 1").await;
+        let mut entered = 0;
+        let full = loop {
+            let node = NodeId::from_uuid(clock.uuid());
+            match store.register_node(node, Timestamp::from_millis(0)).await {
+                Ok(()) => entered += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, StoreError::Unavailable(_)), "{full:?}");
+        assert!(full.is_passing());
+        let nobody = NodeId::from_uuid(clock.uuid());
+        assert_eq!(store.other_nodes(nobody).await.unwrap().len(), entered);
+        pragma(&store, "pragma max_page_count = 1000000").await;
+        store.register_node(nobody, Timestamp::from_millis(0)).await.unwrap();
+        store.close().await;
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }

@@ -130,8 +130,7 @@ async fn a_key_is_bound_with_the_write_that_names_it(store: SharedStore) {
     let again = store.insert_agent(HOME, &agent("b"), Some(&other)).await.unwrap();
     assert_eq!(again, Written::KeyTaken(taken.clone()));
     assert_eq!(store.load_agent(HOME, &agent_id("b"), None).await.unwrap(), None);
-    let again =
-        store.insert_agent_version(HOME, &next(&agent("a")), Some(&other)).await.unwrap();
+    let again = store.insert_agent_version(HOME, &next(&agent("a")), Some(&other)).await.unwrap();
     assert_eq!(again, Written::KeyTaken(taken.clone()));
     let again = store.archive_agent(HOME, &agent_id("a"), at(5), Some(&other)).await.unwrap();
     assert_eq!(again, Written::KeyTaken(taken));

@@ -92,10 +92,8 @@ async fn a_fenced_writer_cannot_append(store: SharedStore) {
         assert_eq!(outcome, AppendOutcome::Missed);
     }
     // The right fence in the wrong hands.
-    let stranger = Batch {
-        node_id: node(2),
-        ..batch(vec![], vec![append(1, 1, entries.clone(), change())])
-    };
+    let stranger =
+        Batch { node_id: node(2), ..batch(vec![], vec![append(1, 1, entries.clone(), change())]) };
     assert_eq!(store.flush(&stranger).await.unwrap().appends, [AppendOutcome::Missed]);
     // A run that is not there.
     assert_eq!(append_to(&store, 77, 1, entries, change()).await, AppendOutcome::Missed);
@@ -187,8 +185,7 @@ async fn crashes_are_forgotten_when_a_step_is_over(store: SharedStore) {
     let mut crashed = driven_run(1);
     crashed.row.crashes = 2;
     create(&store, vec![crashed]).await;
-    append_to(&store, 1, 1, vec![running(run_id(1), 2)], Some(update(RunStatus::Running, 2)))
-        .await;
+    append_to(&store, 1, 1, vec![running(run_id(1), 2)], Some(update(RunStatus::Running, 2))).await;
     assert_eq!(row(&store, 1).await.crashes, 2);
     let step = RunUpdate { steps_completed: 1, ..update(RunStatus::Running, 3) };
     append_to(&store, 1, 1, vec![running(run_id(1), 3)], Some(step)).await;
@@ -198,9 +195,9 @@ async fn crashes_are_forgotten_when_a_step_is_over(store: SharedStore) {
 async fn texts_come_back_to_the_byte(store: SharedStore) {
     start(&store).await;
     let long = "long 😀 ".repeat(40_000);
-    let texts = ["", "\u{0}", "a\u{0}b", "😀", "\"\\/\u{8}\u{c}\n\r\t", "\u{fffd}\u{10ffff}", &long];
-    let entries: Vec<_> =
-        (2..).zip(texts).map(|(seq, text)| delta(run_id(1), seq, text)).collect();
+    let texts =
+        ["", "\u{0}", "a\u{0}b", "😀", "\"\\/\u{8}\u{c}\n\r\t", "\u{fffd}\u{10ffff}", &long];
+    let entries: Vec<_> = (2..).zip(texts).map(|(seq, text)| delta(run_id(1), seq, text)).collect();
     append_to(&store, 1, 1, entries.clone(), None).await;
     assert_eq!(log(&store, 1).await[1..], entries);
     let driveable = store.load_driveable(node(1), run_id(1)).await.unwrap().unwrap();
@@ -234,10 +231,7 @@ async fn a_batch_that_is_in_is_resolved_to_what_it_did(store: SharedStore) {
 
 async fn a_batch_that_is_not_in_is_resolved_to_nothing(store: SharedStore) {
     start(&store).await;
-    let lost = batch(
-        vec![new_run(3)],
-        vec![append(1, 1, vec![delta(run_id(1), 2, "x")], None)],
-    );
+    let lost = batch(vec![new_run(3)], vec![append(1, 1, vec![delta(run_id(1), 2, "x")], None)]);
     assert_eq!(store.resolve(&lost).await.unwrap(), None);
     assert_eq!(log(&store, 1).await.len(), 1);
     // Its bytes may go in under another number.

@@ -48,10 +48,7 @@ async fn a_new_run_reads_back_as_it_was_written(store: SharedStore) {
         assert_eq!(read.last_seq, 1);
         assert_eq!(read.first, Some(new.first.clone()));
         assert_eq!(read.newest_fact, None);
-        assert_eq!(
-            store.read_log(HOME, new.row.run_id, ALL).await.unwrap(),
-            Some(vec![new.first])
-        );
+        assert_eq!(store.read_log(HOME, new.row.run_id, ALL).await.unwrap(), Some(vec![new.first]));
     }
 }
 
@@ -89,10 +86,7 @@ async fn a_key_that_is_bound_is_told_with_its_row(store: SharedStore) {
     add_agent(&store, "a").await;
     create(&store, vec![keyed(1, "k")]).await;
     let outcome = store.flush(&batch(vec![keyed(2, "k"), new_run(3)], vec![])).await.unwrap();
-    assert_eq!(
-        outcome.creates,
-        [CreateOutcome::KeyTaken(key_row(1)), CreateOutcome::Created]
-    );
+    assert_eq!(outcome.creates, [CreateOutcome::KeyTaken(key_row(1)), CreateOutcome::Created]);
 }
 
 async fn a_taken_key_is_told_before_a_moved_agent(store: SharedStore) {

@@ -25,19 +25,58 @@ const NODES: u32 = 3;
 #[derive(Debug, Clone)]
 enum Op {
     /// A run is created, driven by a node or by nobody, maybe with one of few keys.
-    Create { run: u32, driver: Option<u32>, key: Option<u32>, stale: bool },
+    Create {
+        run: u32,
+        driver: Option<u32>,
+        key: Option<u32>,
+        stale: bool,
+    },
     /// A driver appends; `off` is added to the fence it should name.
-    Append { run: u32, node: u32, off: i32, deltas: u32, fact: Option<bool>, park: Option<i64> },
+    Append {
+        run: u32,
+        node: u32,
+        off: i32,
+        deltas: u32,
+        fact: Option<bool>,
+        park: Option<i64>,
+    },
     /// A guest appends, asks to look again, or decides nothing.
-    Guest { run: u32, key: Option<u32>, owner: Option<i64>, nothing: bool },
+    Guest {
+        run: u32,
+        key: Option<u32>,
+        owner: Option<i64>,
+        nothing: bool,
+    },
     /// A guest ends a run that nobody drives, and erases one that has ended.
-    Finish { run: u32 },
-    Claim { node: u32, now: i64, limit: i64 },
-    Orphans { node: u32, limit: i64 },
-    Bury { node: u32 },
-    Release { run: u32, node: u32, off: i32, due: i64 },
+    Finish {
+        run: u32,
+    },
+    Claim {
+        node: u32,
+        now: i64,
+        limit: i64,
+    },
+    Orphans {
+        node: u32,
+        limit: i64,
+    },
+    Bury {
+        node: u32,
+    },
+    Release {
+        run: u32,
+        node: u32,
+        off: i32,
+        due: i64,
+    },
     /// Everything of one run is read.
-    Read { run: u32, above: i32, below: i32, limit: i64, descending: bool },
+    Read {
+        run: u32,
+        above: i32,
+        below: i32,
+        limit: i64,
+        descending: bool,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -134,9 +173,8 @@ impl Play {
             Op::Finish { run } => self.finish(run).await,
             Op::Claim { node: n, now, limit } => self.claim(n, now, limit).await,
             Op::Orphans { node: n, limit } => {
-                let claims = ask!(self, |s| async move {
-                    s.claim_orphans(node(n), limit).await.unwrap()
-                });
+                let claims =
+                    ask!(self, |s| async move { s.claim_orphans(node(n), limit).await.unwrap() });
                 for claim in claims {
                     let known = self.known(claim.run_id);
                     assert_ne!(known.node, Some(node(n)));
@@ -166,9 +204,11 @@ impl Play {
             }
             Op::Read { run, above, below, limit, descending } => {
                 let range = stepwell::store::LogRange { above, below, limit, descending };
-                let page = ask!(self, |s| async move {
-                    s.read_log(HOME, run_id(run), range).await.unwrap()
-                });
+                let page =
+                    ask!(
+                        self,
+                        |s| async move { s.read_log(HOME, run_id(run), range).await.unwrap() }
+                    );
                 let known = self.model.runs.get(&run).filter(|known| !known.erased);
                 let expected = known.map(|known| {
                     let mut log = known.log.clone();
@@ -237,8 +277,7 @@ impl Play {
         park: Option<i64>,
     ) {
         let known = self.model.runs.get(&run);
-        let (rev, next, steps) =
-            known.map_or((0, 2, 0), |k| (k.rev + off, k.next_seq(), k.steps));
+        let (rev, next, steps) = known.map_or((0, 2, 0), |k| (k.rev + off, k.next_seq(), k.steps));
         let mut entries: Vec<_> = (next..)
             .take(usize::try_from(deltas).unwrap())
             .map(|seq| delta(run_id(run), seq, "\u{0}😀"))
@@ -347,8 +386,7 @@ impl Play {
             GuestDecision::Erase { at: at(1) }
         } else {
             let end = completed(run_id(run), known.next_seq());
-            let update =
-                RunUpdate { steps_completed: known.steps, ..ends(end.seq) };
+            let update = RunUpdate { steps_completed: known.steps, ..ends(end.seq) };
             known.status = RunStatus::Completed;
             known.due = None;
             known.log.push(end.clone());
@@ -362,14 +400,15 @@ impl Play {
     }
 
     async fn claim(&mut self, n: u32, now: i64, limit: i64) {
-        let claims = ask!(self, |s| async move {
-            s.claim_due(node(n), at(now), limit).await.unwrap()
-        });
+        let claims =
+            ask!(self, |s| async move { s.claim_due(node(n), at(now), limit).await.unwrap() });
         let mut due: Vec<_> = self
             .model
             .runs
             .iter_mut()
-            .filter(|(_, known)| known.node.is_none() && known.due.is_some_and(|due| due <= at(now)))
+            .filter(|(_, known)| {
+                known.node.is_none() && known.due.is_some_and(|due| due <= at(now))
+            })
             .collect();
         due.sort_by_key(|(run, known)| (known.due, **run));
         due.truncate(usize::try_from(limit).unwrap());

@@ -102,12 +102,8 @@ async fn a_guest_of_a_run_that_is_not_there_binds_no_key(store: SharedStore) {
     let absent = visit(&store, 77, Some(key("k", "x")), GuestDecision::Nothing).await.unwrap();
     assert_eq!(absent, GuestOutcome::Absent);
     let decide = Arc::new(|_: &Locked| Ok(GuestDecision::Nothing));
-    let foreign = GuestWrite {
-        workspace_id: ELSEWHERE,
-        run_id: run_id(1),
-        key: Some(key("k", "x")),
-        decide,
-    };
+    let foreign =
+        GuestWrite { workspace_id: ELSEWHERE, run_id: run_id(1), key: Some(key("k", "x")), decide };
     assert_eq!(store.guest(foreign).await.unwrap(), GuestOutcome::Absent);
     assert_eq!(store.find_key(&key("k", "").key).await.unwrap(), None);
 }
@@ -116,12 +112,8 @@ async fn a_decision_that_cannot_be_made_changes_nothing(store: SharedStore) {
     start(&store).await;
     let before = row(&store, 1).await;
     let decide = Arc::new(|_: &Locked| Err("an event of tomorrow".to_owned()));
-    let write = GuestWrite {
-        workspace_id: HOME,
-        run_id: run_id(1),
-        key: Some(key("k", "x")),
-        decide,
-    };
+    let write =
+        GuestWrite { workspace_id: HOME, run_id: run_id(1), key: Some(key("k", "x")), decide };
     let failed = store.guest(write).await;
     assert!(matches!(&failed, Err(StoreError::Corrupt(why)) if why == "an event of tomorrow"));
     assert_eq!(row(&store, 1).await, before);
@@ -168,8 +160,7 @@ async fn a_guest_makes_an_unowned_run_due_and_leaves_an_owned_one(store: SharedS
 
 async fn a_guest_may_end_a_run_that_nobody_drives(store: SharedStore) {
     start(&store).await;
-    let decision =
-        GuestDecision::Append { facts: vec![completed(run_id(2), 2)], update: ends(2) };
+    let decision = GuestDecision::Append { facts: vec![completed(run_id(2), 2)], update: ends(2) };
     let outcome = visit(&store, 2, None, decision).await.unwrap();
     assert!(matches!(outcome, GuestOutcome::Done { node_id: None, .. }));
     let after = store.load_run(HOME, run_id(2)).await.unwrap().unwrap();
@@ -226,10 +217,8 @@ async fn an_erased_run_keeps_its_key_and_is_no_label_any_more(store: SharedStore
     let bound = key("erase", "run 1");
     let erase = GuestDecision::Erase { at: at(7) };
     visit(&store, 1, Some(bound.clone()), erase).await.unwrap();
-    let filter = RunFilter {
-        metadata: vec![("team".to_owned(), "red".to_owned())],
-        ..RunFilter::default()
-    };
+    let filter =
+        RunFilter { metadata: vec![("team".to_owned(), "red".to_owned())], ..RunFilter::default() };
     let page = Page { limit: 10, from: From::Start, order: Order::Asc };
     assert_eq!(store.list_runs(HOME, &filter, &page).await.unwrap().rows, []);
     assert!(store.find_key(&bound.key).await.unwrap().is_some());

@@ -131,8 +131,7 @@ async fn filters_let_through_what_they_name(store: SharedStore) {
     assert_eq!(all(&store, &filter).await, Vec::<u32>::new());
     let filter = RunFilter { statuses: vec![RunStatus::Completed], ..none() };
     assert_eq!(all(&store, &filter).await, [3, 6, 9, 12]);
-    let filter =
-        RunFilter { statuses: vec![RunStatus::Completed, RunStatus::Running], ..none() };
+    let filter = RunFilter { statuses: vec![RunStatus::Completed, RunStatus::Running], ..none() };
     assert_eq!(all(&store, &filter).await, [3, 6, 9, 11, 12]);
     let filter = RunFilter { statuses: vec![RunStatus::Running, RunStatus::Queued], ..none() };
     assert_eq!(all(&store, &filter).await, [1, 2, 4, 5, 7, 8, 10, 11]);
@@ -187,10 +186,8 @@ async fn a_list_shows_its_own_workspace_only(store: SharedStore) {
     foreign.row.workspace_id = ELSEWHERE;
     foreign.body.metadata.insert("team".to_owned(), "red".to_owned());
     create(&store, vec![foreign]).await;
-    let red = RunFilter {
-        metadata: vec![("team".to_owned(), "red".to_owned())],
-        ..RunFilter::default()
-    };
+    let red =
+        RunFilter { metadata: vec![("team".to_owned(), "red".to_owned())], ..RunFilter::default() };
     assert_eq!(all(&store, &red).await, [4, 8, 12]);
     let everything = Page { limit: 100, from: From::Start, order: Order::Asc };
     for filter in [RunFilter::default(), red] {

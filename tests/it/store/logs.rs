@@ -19,9 +19,7 @@ async fn start(store: &SharedStore) {
     create(store, vec![driven_run(1), driven_run(2)]).await;
     let run = run_id(1);
     let entries = (2..=10)
-        .map(|seq| {
-            if [2, 5, 10].contains(&seq) { running(run, seq) } else { delta(run, seq, "d") }
-        })
+        .map(|seq| if [2, 5, 10].contains(&seq) { running(run, seq) } else { delta(run, seq, "d") })
         .collect();
     append_to(store, 1, 1, entries, Some(update(RunStatus::Running, 10))).await;
 }

@@ -104,10 +104,7 @@ async fn a_claim_is_a_new_fence(store: SharedStore) {
     assert_eq!((after.due_at, after.crashes), (None, 0));
     let entries = vec![running(run_id(1), 2)];
     let change = || Some(update(RunStatus::Running, 2));
-    assert_eq!(
-        append_to(&store, 1, 0, entries.clone(), change()).await,
-        AppendOutcome::Missed
-    );
+    assert_eq!(append_to(&store, 1, 0, entries.clone(), change()).await, AppendOutcome::Missed);
     assert_eq!(append_to(&store, 1, 1, entries, change()).await, AppendOutcome::Written);
 }
 

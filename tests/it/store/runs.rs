@@ -59,16 +59,13 @@ async fn durations_are_those_of_the_newest_completed_runs(store: SharedStore) {
     let mut other = driven_run(99);
     other.row.agent_id = agent_id("b");
     create(&store, (1..=60).map(driven_run).chain([other]).collect()).await;
-    let durations =
-        async || store.recent_durations(HOME, &agent_id("a")).await.unwrap();
+    let durations = async || store.recent_durations(HOME, &agent_id("a")).await.unwrap();
     assert_eq!(durations().await, Vec::<i64>::new());
-    let failed =
-        RunUpdate { status: RunStatus::Failed, ..ends(2) };
+    let failed = RunUpdate { status: RunStatus::Failed, ..ends(2) };
     append_to(&store, 60, 1, vec![completed(run_id(60), 2)], Some(failed)).await;
     append_to(&store, 99, 1, vec![completed(run_id(99), 2)], Some(ends(2))).await;
-    let appends = (1..=59)
-        .map(|n| append(n, 1, vec![completed(run_id(n), 2)], Some(ends(2))))
-        .collect();
+    let appends =
+        (1..=59).map(|n| append(n, 1, vec![completed(run_id(n), 2)], Some(ends(2)))).collect();
     store.flush(&batch(vec![], appends)).await.unwrap();
     // Run n was created at n and ended at 1000.
     let mut found = durations().await;

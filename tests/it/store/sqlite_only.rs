@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use stepwell::store::sqlite::{Options, SqliteStore};
-use stepwell::store::{GuestDecision, GuestWrite, Locked, SharedStore, Store, StoreError};
+use stepwell::store::{GuestDecision, GuestWrite, Locked, SharedStore, StoreError};
 
 use super::fixtures::*;
 use crate::support::databases::{Directory, open_sqlite};
@@ -90,12 +90,8 @@ async fn a_panic_in_a_decision_harms_nobody_else() {
     add_agent(&store, "a").await;
     create(&store, vec![driven_run(1)]).await;
     let decide = Arc::new(|_: &Locked| -> Result<GuestDecision, String> { panic!("on purpose") });
-    let write = GuestWrite {
-        workspace_id: HOME,
-        run_id: run_id(1),
-        key: Some(key("k", "x")),
-        decide,
-    };
+    let write =
+        GuestWrite { workspace_id: HOME, run_id: run_id(1), key: Some(key("k", "x")), decide };
     let lost = store.guest(write).await;
     assert!(matches!(lost, Err(StoreError::InDoubt(_))), "{lost:?}");
     assert_eq!(store.find_key(&key("k", "x").key).await.unwrap(), None);
@@ -105,11 +101,8 @@ async fn a_panic_in_a_decision_harms_nobody_else() {
 #[tokio::test]
 async fn the_log_before_the_file_stays_small_while_others_read() {
     let directory = Directory::new();
-    let options = Options {
-        checkpoint_bytes: 64 * 1024,
-        wal_limit_bytes: 512 * 1024,
-        ..Options::default()
-    };
+    let options =
+        Options { checkpoint_bytes: 64 * 1024, wal_limit_bytes: 512 * 1024, ..Options::default() };
     let store: SharedStore = Arc::new(open_sqlite(&directory, options).await);
     add_agent(&store, "a").await;
     create(&store, (0..8).map(driven_run).collect()).await;
@@ -118,9 +111,8 @@ async fn the_log_before_the_file_stays_small_while_others_read() {
     let mut largest = 0;
     let write = async {
         for seq in 2..=500 {
-            let appends = (0..8)
-                .map(|n| append(n, 1, vec![delta(run_id(n), seq, &text)], None))
-                .collect();
+            let appends =
+                (0..8).map(|n| append(n, 1, vec![delta(run_id(n), seq, &text)], None)).collect();
             store.flush(&batch(vec![], appends)).await.unwrap();
             largest = largest.max(directory.wal_bytes());
         }

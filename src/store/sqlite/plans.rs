@@ -1,0 +1,49 @@
+//! Statements go along the index that their comment names. A scan of a table that grows would be
+//! noticed by nobody until there are a million runs, so it is noticed here.
+
+use sqlx::{Connection as _, Row as _, SqliteConnection};
+
+use super::{events, flush, guest, list, log, nodes, runs};
+
+const SCHEMA: &str = include_str!("../../../migrations/sqlite/0001_initial.sql");
+
+/// What may be scanned: parameters and what was found for them, and the nodes, of whom there are few.
+const SHORT: [&str; 8] = ["v", "s", "n", "nodes", "run", "e", "CONSTANT", "3"];
+
+/// What may be sorted: runs that are driven or have not ended, and parts of so few rows.
+const SORTED: [&str; 2] =
+    ["runs_owned", "in (select s.value from json_each(?6) s)\nand r.run_id > ?2"];
+
+#[tokio::test]
+async fn no_statement_scans_or_sorts_what_grows() {
+    // Plans need a schema and no rows, so this is the one place for a database in memory.
+    let mut connection = SqliteConnection::connect(":memory:").await.unwrap();
+    sqlx::raw_sql(SCHEMA).execute(&mut connection).await.unwrap();
+    let all = [
+        events::STATEMENTS,
+        flush::STATEMENTS,
+        guest::STATEMENTS,
+        list::STATEMENTS,
+        log::STATEMENTS,
+        nodes::STATEMENTS,
+        runs::STATEMENTS,
+    ];
+    for sql in all.concat() {
+        // The statement is one of the constants above.
+        let explain = sqlx::AssertSqlSafe(["explain query plan ", sql].concat());
+        let rows = sqlx::raw_sql(explain).fetch_all(&mut connection).await.unwrap();
+        let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        for line in &plan {
+            let mut words = line.split(' ');
+            let scans = words.next() == Some("SCAN")
+                && !words.next().is_some_and(|table| SHORT.contains(&table))
+                && !line.starts_with("SCAN r USING INDEX runs_owned")
+                // The newest row only.
+                && !sql.contains("max(run_no)");
+            let sorts = line.contains("TEMP B-TREE FOR ORDER BY")
+                && !SORTED.iter().any(|part| sql.contains(part));
+            assert!(!scans && !sorts, "{line}\nin {plan:#?}\nof {sql}");
+        }
+        println!("{plan:#?}");
+    }
+}
