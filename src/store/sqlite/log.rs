@@ -53,15 +53,18 @@ from (
 const READ_ASC: &str = read!("asc");
 const READ_DESC: &str = read!("desc");
 
-/// By the unique indexes of `runs` and `run_facts`.
+/// By the unique indexes of `runs` and `run_facts`. The run is looked up by itself: joined, the facts
+/// would be sorted once more.
 const READ_FACTS: &str = "\
 select f.seq, f.kind, f.data
-from runs r
-cross join run_facts f
-on f.run_no = r.run_no
-where r.workspace_id = ?1
-and r.run_id = ?2
-and r.deleted_at is null
+from run_facts f
+where f.run_no = (
+    select r.run_no
+    from runs r
+    where r.workspace_id = ?1
+    and r.run_id = ?2
+    and r.deleted_at is null
+)
 and f.seq > ?3
 and f.seq <= ?4
 order by f.seq";

@@ -69,18 +69,22 @@ limit ?2";
 /// By `runs_owned`, which has few rows: one for each run that somebody drives. A node that is not
 /// entered (any more) is as dead as one that is marked.
 const ORPHANS: &str = "\
-select r.run_no, r.run_id, r.workspace_id, r.rev, r.epoch
-from runs r indexed by runs_owned
-where r.node_id is not null
-and r.node_id <> ?1
-and r.node_id not in (
-    select n.node_id
-    from nodes n
-    where not n.dead
-)
-and r.log_format = 1
-order by r.run_id
-limit ?2";
+select o.run_no, o.run_id, o.workspace_id, o.rev, o.epoch
+from (
+    select r.run_no, r.run_id, r.workspace_id, r.rev, r.epoch
+    from runs r indexed by runs_owned
+    where r.node_id is not null
+    and r.node_id <> ?1
+    and r.node_id not in (
+        select n.node_id
+        from nodes n
+        where not n.dead
+    )
+    and r.log_format = 1
+    order by r.node_id, r.run_id
+    limit ?2
+) o
+order by o.run_id";
 
 /// By the primary key of `runs`.
 const CLAIM: &str = "\

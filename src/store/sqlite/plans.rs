@@ -8,7 +8,8 @@ use super::{events, flush, guest, list, log, nodes, runs};
 const SCHEMA: &str = include_str!("../../../migrations/sqlite/0001_initial.sql");
 
 /// What may be scanned: parameters and what was found for them, and the nodes, of whom there are few.
-const SHORT: [&str; 8] = ["v", "s", "n", "nodes", "run", "e", "CONSTANT", "3"];
+const SHORT: [&str; 11] =
+    ["jsonb_each", "json_each", "o", "v", "s", "n", "nodes", "run", "e", "CONSTANT", "3"];
 
 /// What may be sorted: runs that are driven or have not ended, and parts of so few rows.
 const SORTED: [&str; 2] =
@@ -44,6 +45,5 @@ async fn no_statement_scans_or_sorts_what_grows() {
                 && !SORTED.iter().any(|part| sql.contains(part));
             assert!(!scans && !sorts, "{line}\nin {plan:#?}\nof {sql}");
         }
-        println!("{plan:#?}");
     }
 }
