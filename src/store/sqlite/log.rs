@@ -53,7 +53,8 @@ from (
 const READ_ASC: &str = read!("asc");
 const READ_DESC: &str = read!("desc");
 
-/// By the unique indexes of `runs` and `run_facts`.
+/// By the unique indexes of `runs` and `run_facts`. The run is looked up by itself: joined, the facts
+/// would be sorted once more.
 const READ_FACTS: &str = "\
 select f.seq, f.kind, f.data
 from run_facts f
