@@ -244,7 +244,7 @@ pub trait Store: Send + Sync + 'static {
     /// Whether no other process can use this database (SQLite): then every other node is dead.
     fn is_exclusive(&self) -> bool;
 
-    /// How long appends may wait to be flushed together: 4 ms on Postgres, 8 ms on SQLite.
+    /// How long appends may wait to be flushed together: 4 ms on Postgres, 5 ms on SQLite.
     fn flush_interval(&self) -> std::time::Duration;
 
     // Idempotency.

@@ -507,3 +507,24 @@ fn a_call_that_must_not_be_repeated_is_asked_about_after_a_crash() {
     let now = Now { at: run.now, in_flight: &none, log_events: 5, log_bytes: 0 };
     assert_eq!(decide(&run.folded, &run.plan, &now), Decision::AskOutcome(vec![call.call_id]));
 }
+
+#[test]
+fn a_log_that_is_as_long_as_a_log_may_be_ends_its_run() {
+    use stepwell::domain::limits::{MAX_EVENTS, MAX_LOG_BYTES};
+    use stepwell::domain::run::IncompleteReason;
+    let mut run = Simulation::new(&mut Dice(vec![].into_iter()));
+    run.push(write::started(&run.folded));
+    run.push(write::step_started(&run.folded, &run.plan, 1));
+    let none = HashSet::new();
+    let decided = |log_events, log_bytes| {
+        decide(
+            &run.folded,
+            &run.plan,
+            &Now { at: run.now, in_flight: &none, log_events, log_bytes },
+        )
+    };
+    let full = Decision::End(Ending::Incomplete(IncompleteReason::LogSize));
+    assert_eq!(decided(MAX_EVENTS - 1, MAX_LOG_BYTES - 1), Decision::CallModel);
+    assert_eq!(decided(MAX_EVENTS, 0), full);
+    assert_eq!(decided(0, MAX_LOG_BYTES), full);
+}
