@@ -169,25 +169,35 @@ impl Cluster {
             .stderr(Stdio::null())
             .spawn()
             .expect("an undertaker");
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|socket| socket.local_addr())
-            .expect("a free port")
-            .port();
-        let mut options = format!(
-            "-c port={port} -c listen_addresses=127.0.0.1 -c max_connections=300 \
-             -c unix_socket_directories={}",
-            home.display()
-        );
-        for setting in settings {
-            options.push_str(" -c ");
-            options.push_str(setting);
-        }
-        run(as_postgres(&bin.join("pg_ctl"))
-            .args(["start", "--wait", "--silent", "-D"])
-            .arg(&data)
-            .arg("--log")
-            .arg(home.join("log"))
-            .args(["-o", &options]));
+        // Somebody else may take the free port first: then another one.
+        let port = (0..10)
+            .find_map(|_| {
+                let port = free_port();
+                let mut options = format!(
+                    "-c port={port} -c listen_addresses=127.0.0.1 -c max_connections=300 \
+                     -c unix_socket_directories={}",
+                    home.display()
+                );
+                for setting in settings {
+                    options.push_str(" -c ");
+                    options.push_str(setting);
+                }
+                let started = as_postgres(&bin.join("pg_ctl"))
+                    .args(["start", "--wait", "--silent", "-D"])
+                    .arg(&data)
+                    .arg("--log")
+                    .arg(home.join("log"))
+                    .args(["-o", &options])
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status();
+                started.is_ok_and(|status| status.success()).then_some(port)
+            })
+            .unwrap_or_else(|| {
+                let log = std::fs::read_to_string(home.join("log"));
+                panic!("the cluster does not start: {}", log.unwrap_or_default())
+            });
         Self { url: format!("postgres://postgres@127.0.0.1:{port}"), undertaker }
     }
 }
@@ -225,6 +235,11 @@ fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new("runuser");
     command.args(["-u", "postgres", "--"]).arg(program);
     command
+}
+
+fn free_port() -> u16 {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("an address").port()
 }
 
 fn is_root() -> bool {
