@@ -32,7 +32,6 @@ pub mod v1;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, Method, header};
@@ -59,8 +58,6 @@ pub struct ApiState {
     pub stop: CancellationToken,
     /// With a key, every request under `/v1` must show it; without one, the server is open.
     pub admin_key: Option<AdminKey>,
-    /// Whether this process's engine does its work; `/readyz` tells.
-    pub engine_alive: Arc<AtomicBool>,
     /// Web pages of these origins may call; empty means none.
     pub cors_origins: Arc<[HeaderValue]>,
 }

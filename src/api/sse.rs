@@ -157,12 +157,7 @@ pub struct EventStream {
 impl EventStream {
     /// The answer whose body is the stream.
     pub fn response(self) -> Response {
-        let mut response = Response::new(Body::from_stream(self.chunks()));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        response
+        stream_of(Body::from_stream(self.chunks()))
     }
 
     fn chunks(mut self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
@@ -241,6 +236,23 @@ enum Woken {
     Entries(Result<Vec<Entry>, AppError>),
     Stopped,
     Timer,
+}
+
+/// A stream that cannot begin now, with a cursor to come back with. An error would tell the same, but
+/// a browser's `EventSource` gives up for good on one.
+pub fn come_back(chance: f64, after: i32) -> Response {
+    let mut chunk = hello(chance).to_vec();
+    end(&mut chunk, StreamEndReason::Unavailable, after);
+    stream_of(Body::from(chunk))
+}
+
+fn stream_of(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
 }
 
 /// The first bytes: when to come back, different for everyone, and something to read at once.

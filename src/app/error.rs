@@ -67,6 +67,11 @@ pub enum AppError {
 }
 
 impl AppError {
+    /// Whether the same may be asked for again, without anybody doing anything.
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Store(store) if store.is_passing())
+    }
+
     /// One thing that is wrong, at a place in the request.
     pub fn invalid(pointer: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid(Problems::one(pointer, message))

@@ -33,6 +33,7 @@ use crate::clock::Clock;
 use crate::domain::model::Catalogue;
 use crate::domain::time::Timestamp;
 use crate::log::Log;
+use crate::log::pulse::Trouble;
 use crate::store::SharedStore;
 
 pub use caller::Caller;
@@ -70,12 +71,21 @@ impl App {
         &self.links
     }
 
-    /// Answers if the database does.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub async fn ping(&self) -> Result<(), AppError> {
-        Ok(self.store().ping().await?)
+    /// Why this process cannot do its work at the moment, in sentences; nothing means that it can.
+    pub fn what_is_wrong(&self) -> Vec<String> {
+        let tell = |trouble| match trouble {
+            Trouble::NoEngine => "The engine is not alive.".to_owned(),
+            Trouble::NoBeat(since) => {
+                format!("The database has taken no write for {} s.", since.as_secs())
+            }
+            Trouble::Deaf(since) => {
+                format!("Other nodes have not been heard for {} s.", since.as_secs())
+            }
+            Trouble::Stuck(since) => {
+                format!("A run has waited for {} s although slots are free.", since.as_secs())
+            }
+        };
+        self.log.pulse.troubles().into_iter().map(tell).collect()
     }
 
     fn store(&self) -> &SharedStore {

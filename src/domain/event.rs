@@ -311,6 +311,11 @@ macro_rules! events {
             pub const fn is_final(self) -> bool {
                 match self { $(Self::$variant => events!(@final $class),)* }
             }
+
+            /// Whether nothing follows it by itself: the run has ended, or waits for somebody.
+            pub const fn is_rest(self) -> bool {
+                self.is_final() || matches!(self, Self::RunRequiresAction)
+            }
         }
 
         /// An event without its envelope.

@@ -125,6 +125,9 @@ impl Driver {
         step: i32,
         attempt: i32,
     ) -> Result<Waited, Stop> {
+        if !self.faith.holds() {
+            return Err(Stop::Doubt);
+        }
         let request = transcript::request(&self.folded, &self.plan, step, attempt);
         let mut show = ShowInLane {
             lane: self.lane.clone(),
@@ -139,6 +142,8 @@ impl Driver {
         loop {
             let stop = tokio::select! {
                 biased;
+                // First, so that nothing is sent or read by a node that others may have replaced.
+                () = self.faith.lost() => Stop::Doubt,
                 answer = &mut call => return Ok(Waited::Answered(answer)),
                 stop = self.interrupted() => stop,
             };

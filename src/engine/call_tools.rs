@@ -12,7 +12,7 @@ use crate::domain::write;
 use crate::store::Owner;
 use crate::tools::{self, ToolCall};
 
-use super::drive::{Driver, Stop};
+use super::drive::{Driver, Made, Stop};
 
 impl Driver {
     /// Writes that these calls begin, and makes them once that is durable. Calls that do not fit
@@ -42,8 +42,14 @@ impl Driver {
         let tool = tools::find(definition, &self.engine.clock);
         let patience = Duration::from_secs(u64::from(definition.timeout_seconds()));
         let request = ToolCall { run_id: self.run_id(), call_id, arguments };
+        let faith = self.faith.clone();
         self.in_flight.insert(call_id);
         self.calls.spawn(async move {
+            // The process may have been stopped since this was decided, and others may have been told
+            // to ask what became of this call.
+            if !faith.holds() {
+                return (call_id, Made::NotMade);
+            }
             let attempt = AssertUnwindSafe(tool.call(request)).catch_unwind();
             let answer = match tokio::time::timeout(patience, attempt).await {
                 Ok(Ok(answer)) => answer,
@@ -51,7 +57,7 @@ impl Driver {
                 Ok(Err(_panic)) => Err("The tool failed inside the server.".to_owned()),
                 Err(_) => Err(format!("The tool did not answer within {} s.", patience.as_secs())),
             };
-            (call_id, answer)
+            (call_id, Made::Answered(answer))
         });
     }
 
@@ -64,12 +70,20 @@ impl Driver {
         };
         self.calls = calls;
         // A panic is caught inside and nobody aborts a single call: an error cannot come.
-        let Some(Ok((call_id, answer))) = answered? else {
+        let Some(Ok((call_id, made))) = answered? else {
             // Nothing is under way after all: decide again.
             self.in_flight.clear();
             return Ok(());
         };
         self.in_flight.remove(&call_id);
+        let Made::Answered(answer) = made else {
+            self.regain().await?;
+            // Nobody else has it: it is still to be made.
+            if self.call(call_id).is_some_and(|(_, call)| call.state == CallState::Started) {
+                self.make(call_id);
+            }
+            return Ok(());
+        };
         let now = self.now();
         let event = match self.call(call_id) {
             Some((step, call)) if matches!(call.state, CallState::Started) => {

@@ -5,24 +5,33 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
 
 use crate::domain::fold::Folded;
-use crate::domain::ids::RunId;
+use crate::domain::ids::{RunId, WorkspaceId};
+use crate::log::CallAnswer;
 use crate::log::desk::Handover;
 use crate::log::lane::Lane;
 use crate::log::live::Watched;
 use crate::shutdown::Tasks;
 use crate::store::{Driveable, StoreError};
 
-use super::drive::Driver;
+use super::drive::{Calls, Driver, Made};
 use super::{Driven, Engine};
 
 /// How often the queue is looked at when nobody says that something came.
 const POLL: Duration = Duration::from_secs(1);
 /// Runs that one claim takes at most: they are all loaded before the next claim.
 const CLAIM: i64 = 100;
+/// Claimed runs that are loaded at the same time: enough to be quick after a crash, few enough to
+/// leave connections for others.
+const LOADS: usize = 4;
+/// How long reconciliation may take up runs before it lets the node beat again.
+const TAKE_UP: Duration = Duration::from_millis(500);
+/// How often, once a second, an answer is handed in before it is given up. The database is away.
+const HAND_IN_TRIES: usize = 600;
 
 impl Engine {
     /// Drives runs that were born claimed.
@@ -89,33 +98,56 @@ impl Engine {
             claims.extend(self.log.store.claim_due(node_id, self.clock.now(), left).await?);
         }
         let more = i64::try_from(claims.len()).unwrap_or(limit) >= limit;
-        for claim in claims {
+        let taken = futures_util::stream::iter(claims).for_each_concurrent(LOADS, async |claim| {
             // Slots may have gone to created runs since: then this one waits for the next.
-            let Ok(slot) = self.log.desk.slots().clone().acquire_owned().await else {
-                return Ok(false);
-            };
-            self.take_up(claim.run_id, slot, tasks).await;
-        }
+            let Ok(slot) = self.log.desk.slots().clone().acquire_owned().await else { return };
+            if let Err(error) = self.take_up(claim.run_id, slot, tasks).await {
+                tracing::warn!(run_id = %claim.run_id, %error, "a claimed run could not be loaded");
+            }
+        });
+        taken.await;
         Ok(more)
     }
 
-    /// Drives a run that is this node's by the database. What cannot be loaded now is found again by
-    /// reconciliation.
-    pub(super) async fn take_up(
+    /// Drives runs that are this node's by the database and that nobody drives.
+    ///
+    /// # Errors
+    /// The first that cannot be loaded; the others wait for the next time.
+    pub(super) async fn take_up_all(
+        self: &Arc<Self>,
+        run_ids: impl IntoIterator<Item = RunId>,
+        tasks: &Tasks,
+    ) -> Result<(), StoreError> {
+        let began = Instant::now();
+        for run_id in run_ids {
+            if self.drivers().contains_key(&run_id) {
+                continue;
+            }
+            let Ok(slot) = self.log.desk.slots().clone().try_acquire_owned() else { break };
+            self.take_up(run_id, slot, tasks).await?;
+            if began.elapsed() >= TAKE_UP {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drives a run that is this node's by the database.
+    ///
+    /// # Errors
+    /// It cannot be loaded now; reconciliation finds it again.
+    async fn take_up(
         self: &Arc<Self>,
         run_id: RunId,
         slot: OwnedSemaphorePermit,
         tasks: &Tasks,
-    ) {
+    ) -> Result<(), StoreError> {
         let node_id = self.log.journal.node_id();
-        match self.log.store.load_driveable(node_id, run_id).await {
-            Ok(Some(run)) => {
-                let watch = self.log.live.watch(run_id);
-                self.drive(run, slot, watch, tasks);
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%run_id, %error, "a claimed run could not be loaded"),
+        if let Some(run) = self.log.store.load_driveable(node_id, run_id).await? {
+            let watch = self.log.live.watch(run_id);
+            self.drive(run, slot, watch, tasks);
         }
+        Ok(())
     }
 
     /// Starts a driver, unless the run has one.
@@ -136,20 +168,46 @@ impl Engine {
             drivers.insert(run_id, Driven { watch: watch.clone(), rev: rev.clone() });
         }
         let engine = self.clone();
+        let place = (run.record.row.workspace_id, run_id);
         tasks.spawn(async move {
-            let _entry = Entry { engine: engine.clone(), run_id };
-            let _slot = slot;
-            engine.drive_to_rest(run, watch, rev).await;
+            let entry = Entry { engine: engine.clone(), run_id };
+            let calls = engine.drive_to_rest(run, watch, rev).await;
+            // The run may be driven here again while old calls are waited for.
+            drop((entry, slot));
+            engine.hand_in(place, calls).await;
         });
     }
 
-    async fn drive_to_rest(self: &Arc<Self>, run: Driveable, watch: Watched, rev: Arc<AtomicI32>) {
+    /// Answers of calls that were under way when their run was lost: what was done is not done again.
+    async fn hand_in(&self, run: (WorkspaceId, RunId), mut calls: Calls) {
+        while let Some(call) = calls.join_next().await {
+            let Ok((call_id, Made::Answered(answer))) = call else { continue };
+            for _ in 0..HAND_IN_TRIES {
+                let answer = CallAnswer { call_id, answer: answer.clone() };
+                match self.log.answer_call(run, answer).await {
+                    Ok(()) => break,
+                    Err(error) if error.is_passing() => tokio::time::sleep(POLL).await,
+                    Err(error) => {
+                        tracing::error!(run_id = %run.1, %error, "an answer could not be handed in");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn drive_to_rest(
+        self: &Arc<Self>,
+        run: Driveable,
+        watch: Watched,
+        rev: Arc<AtomicI32>,
+    ) -> Calls {
         let run_id = run.record.row.run_id;
         let failed = match self.driver(run, watch.clone(), rev.clone()).await {
             Ok(driver) => {
                 let driven = AssertUnwindSafe(driver.run()).catch_unwind().await;
                 match driven {
-                    Ok(()) => return,
+                    Ok(calls) => return calls,
                     Err(_panic) => "a panic",
                 }
             }
@@ -160,6 +218,7 @@ impl Engine {
         };
         tracing::error!(%run_id, "{failed} stopped a run; it is ended as failed");
         self.fail_run(run_id, watch, rev).await;
+        Calls::new()
     }
 
     /// Makes a driver out of what the store has.
@@ -199,6 +258,7 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let driven = self.engine.drivers().remove(&self.run_id);
+        self.engine.let_go.notify_waiters();
         // A watch takes its shard's lock when it goes: not under ours.
         drop(driven);
     }

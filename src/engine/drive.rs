@@ -26,6 +26,7 @@ use crate::log::live::Watched;
 use crate::store::{Driveable, Owner, RunRecord, RunUpdate};
 
 use super::Engine;
+use super::trust::Faith;
 
 /// Between two tries to read a row while the database is away.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -41,11 +42,24 @@ pub(super) struct Driver {
     rev: Arc<AtomicI32>,
     /// The step that this driver opened, or opened again.
     pub(super) opened: Option<i32>,
-    /// Calls under way; dropped with the driver.
-    pub(super) calls: JoinSet<(CallId, Result<Value, String>)>,
+    /// Whether this node may act for the run.
+    pub(super) faith: Faith,
+    /// Calls under way. They end with the driver, unless it was the run that was lost.
+    pub(super) calls: Calls,
     pub(super) in_flight: HashSet<CallId>,
     /// Rung when the log has become as long as a log may be.
     pub(super) overlong: Arc<Notify>,
+}
+
+/// Calls under way, with what became of them.
+pub(super) type Calls = JoinSet<(CallId, Made)>;
+
+/// What became of a call.
+pub(super) enum Made {
+    /// The tool answered, or failed.
+    Answered(Result<Value, String>),
+    /// It was not made: this node may not act at the moment.
+    NotMade,
 }
 
 /// Why a driver does not simply go on.
@@ -57,6 +71,8 @@ pub(super) enum Stop {
     Lost,
     /// The row must be read again before anything else.
     Look(Closed),
+    /// This node may not act any more until it has beaten again.
+    Doubt,
     /// Time has passed or the log is full: decide again.
     Decide,
     /// The server stops and cannot wait for the end of the step.
@@ -74,6 +90,7 @@ impl Driver {
         lane: Arc<Lane>,
         rev: Arc<AtomicI32>,
     ) -> Self {
+        let faith = engine.trust.faith();
         Self {
             engine,
             record,
@@ -82,6 +99,7 @@ impl Driver {
             lane,
             rev,
             opened: None,
+            faith,
             calls: JoinSet::new(),
             in_flight: HashSet::new(),
             overlong: Arc::default(),
@@ -96,12 +114,17 @@ impl Driver {
         self.engine.clock.now()
     }
 
-    /// Drives until there is nothing more to do here.
-    pub(super) async fn run(mut self) {
+    /// Drives until there is nothing more to do here. Returns the calls that were under way when the
+    /// run was lost.
+    pub(super) async fn run(mut self) -> Calls {
         loop {
             let stop = match self.advance().await {
                 Ok(()) | Err(Stop::Decide) => continue,
                 Err(Stop::Look(why)) => match self.look(why).await {
+                    Ok(()) => continue,
+                    Err(stop) => stop,
+                },
+                Err(Stop::Doubt) => match self.regain().await {
                     Ok(()) => continue,
                     Err(stop) => stop,
                 },
@@ -112,17 +135,17 @@ impl Driver {
                 Err(stop) => stop,
             };
             match stop {
-                Stop::Rest => return,
+                Stop::Rest => return Calls::new(),
                 Stop::Lost => {
                     tracing::info!(run_id = %self.run_id(), "a run is driven by somebody else now");
                     self.lane.watch.end_tail();
-                    return;
+                    return self.calls;
                 }
-                Stop::Look(_) | Stop::Decide | Stop::Abort => {}
+                Stop::Look(_) | Stop::Decide | Stop::Abort | Stop::Doubt => {}
                 Stop::Defect => {
                     let (id, watch) = (self.run_id(), self.lane.watch.clone());
                     self.engine.clone().fail_run(id, watch, self.rev.clone()).await;
-                    return;
+                    return Calls::new();
                 }
             }
         }
@@ -270,6 +293,9 @@ impl Driver {
             match store.release(node_id, run_id, rev, due_at, status_message).await {
                 Ok(true) => {
                     self.lane.watch.end_tail();
+                    if due_at <= self.now() {
+                        self.engine.log.queued();
+                    }
                     return Ok(());
                 }
                 // Somebody wrote to it: read that first.
@@ -302,10 +328,28 @@ impl Driver {
         }
     }
 
+    /// Waits until this node may act again, and then reads the row: somebody else may have acted
+    /// meanwhile.
+    pub(super) async fn regain(&mut self) -> Result<(), Stop> {
+        tracing::warn!(run_id = %self.run_id(), "a run waits: this node has not beaten for 12 s");
+        tokio::select! {
+            () = self.faith.settled() => {}
+            () = self.engine.aborting.cancelled() => return Err(Stop::Abort),
+        }
+        // A model call was dropped: what it showed is void.
+        self.opened = None;
+        self.look(Closed::Missed).await
+    }
+
     /// Reads the row again: goes on behind what others wrote, pushing again what still holds.
     pub(super) async fn look(&mut self, why: Closed) -> Result<(), Stop> {
         self.lane.quiesce().await;
         let run = self.engine.load_own(self.run_id()).await.ok_or(Stop::Lost)?;
+        if run.record.row.epoch != self.record.row.epoch {
+            // Others have driven it and this node has it back: that is for a driver of its own, which
+            // does not believe in calls of before.
+            return Err(Stop::Lost);
+        }
         let Ok(folded) = Folded::read(&run.facts) else { return Err(Stop::Defect) };
         let row = &run.record.row;
         self.rev.store(row.rev, Ordering::Relaxed);

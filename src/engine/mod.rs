@@ -1,6 +1,7 @@
 //! THE HEARTBEAT. Finds runs that must move, and moves them.
 //!
 //! - [`node`]: this process as the database knows it: beat, burial of the dead, reconciliation.
+//! - [`observe`]: who else is dead; [`trust`]: whether we may believe that we are not.
 //! - [`claim`]: from a due run to a driver in a slot.
 //! - [`drive`]: one run: decide → act → append, until it ends, parks or is lost.
 //! - [`call_model`] and [`call_tools`]: the two ways to act.
@@ -14,14 +15,16 @@ mod call_tools;
 mod claim;
 mod drive;
 mod node;
+mod observe;
 mod plans;
+mod trust;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -54,11 +57,13 @@ pub struct Engine {
     plans: plans::Plans,
     slots: usize,
     drivers: Mutex<HashMap<RunId, Driven>>,
+    trust: Arc<trust::Trust>,
     /// Drivers let go of their runs at the next step.
     draining: CancellationToken,
     /// Drivers let go of their runs now.
     aborting: CancellationToken,
-    alive: Arc<AtomicBool>,
+    /// Rung when a driver has let go of its run.
+    let_go: Notify,
 }
 
 /// A run that this process drives.
@@ -69,12 +74,15 @@ struct Driven {
 
 /// How long drivers have to reach the end of a step before it is broken off.
 const DRAIN: Duration = Duration::from_secs(20);
+/// How long they have to give back what was broken off.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// An engine that does nothing yet.
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             clock: parts.log.clock.clone(),
+            trust: trust::Trust::new(parts.log.journal.node_id(), parts.log.store.is_exclusive()),
             plans: plans::Plans::new(parts.log.store.clone(), parts.catalogue),
             log: parts.log,
             models: parts.models,
@@ -82,7 +90,7 @@ impl Engine {
             drivers: Mutex::default(),
             draining: CancellationToken::new(),
             aborting: CancellationToken::new(),
-            alive: Arc::default(),
+            let_go: Notify::new(),
         })
     }
 
@@ -100,7 +108,7 @@ impl Engine {
         if self.log.store.is_exclusive() {
             self.bury_all().await?;
         }
-        self.alive.store(true, Ordering::Relaxed);
+        self.log.pulse.beat();
         if self.slots > 0 {
             self.log.desk.open_as(Some(node_id));
             let (engine, own) = (self.clone(), tasks.clone());
@@ -113,26 +121,35 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether the engine's loops run; for `/readyz`.
-    pub fn alive(&self) -> Arc<AtomicBool> {
-        self.alive.clone()
-    }
-
     /// Lets go of all runs: each at the end of its step, or after 20 s in the middle of it. Call
-    /// before the tasks are told to stop.
+    /// before the tasks are told to stop. What cannot be let go of in time (the database is away) is
+    /// found by others, like the runs of a node that died.
     pub async fn drain(&self) {
         self.log.desk.open_as(None);
         self.draining.cancel();
-        let patience = tokio::time::Instant::now() + DRAIN;
-        while !self.drivers().is_empty() {
-            if tokio::time::Instant::now() >= patience {
-                self.aborting.cancel();
+        if timeout(DRAIN, self.idle()).await.is_err() {
+            self.aborting.cancel();
+            if timeout(LAST_WORDS, self.idle()).await.is_err() {
+                tracing::warn!(runs = self.driving(), "some runs could not be handed back");
+                return;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let node_id = self.log.journal.node_id();
         if let Err(error) = self.log.store.retire_node(node_id).await {
             tracing::warn!(%error, "this node could not sign off; others will find it dead");
+        }
+    }
+
+    /// Resolves when nothing is driven here.
+    async fn idle(&self) {
+        loop {
+            let let_go = self.let_go.notified();
+            tokio::pin!(let_go);
+            let_go.as_mut().enable();
+            if self.drivers().is_empty() {
+                return;
+            }
+            let_go.await;
         }
     }
 

@@ -1,92 +1,89 @@
 //! This process as the database knows it.
 //!
-//! Once a second: beat; look at the others' beats and bury those that stand still; compare what is
-//! ours by the database with what we drive. That comparison alone covers every lost claim, lost hint
-//! and leak.
+//! Once a second: beat; look at the others' beats and bury those that are dead; compare what is ours
+//! by the database with what we drive. That comparison alone covers every lost claim, lost hint and
+//! leak.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::domain::ids::NodeId;
 use crate::shutdown::Tasks;
-use crate::store::{NodeBeat, StoreError};
+use crate::store::{Result, StoreError};
 
 use super::Engine;
+use super::observe::Observer;
 
 /// Between two beats.
 const BEAT: Duration = Duration::from_secs(1);
-/// A node whose beat stands still for so long, while our own reads succeed, is dead.
-const DEAD_AFTER: Duration = Duration::from_secs(15);
-
-/// Beats of others as this process has seen them. No clocks are compared.
-#[derive(Default)]
-struct Seen(HashMap<NodeId, (i64, Instant)>);
-
-impl Seen {
-    /// Takes in what was just read; returns those that stood still for too long. `away`: how long the
-    /// database could not be read before, during which nobody could beat.
-    fn look(&mut self, beats: &[NodeBeat], now: Instant, away: Duration) -> Vec<NodeBeat> {
-        self.0.retain(|node_id, _| beats.iter().any(|beat| beat.node_id == *node_id));
-        let mut still = Vec::new();
-        for beat in beats {
-            let entry = self.0.entry(beat.node_id).or_insert((beat.beat, now));
-            if entry.0 == beat.beat {
-                entry.1 += away;
-                if now.saturating_duration_since(entry.1) >= DEAD_AFTER {
-                    still.push(*beat);
-                }
-            } else {
-                *entry = (beat.beat, now);
-            }
-        }
-        still
-    }
-}
+/// Between two beats while the database is away: others must not find this node missing once it is
+/// back.
+const BEAT_AGAIN: Duration = Duration::from_millis(250);
+/// How long a beat may take.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Engine {
     /// Beats, buries and reconciles until it is time to stop.
     pub(super) async fn live_on(self: &Arc<Self>, tasks: &Tasks) {
-        let mut tick = tokio::time::interval(BEAT);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut seen = Seen::default();
-        let mut last_look = Instant::now();
+        let mut observer = Observer::default();
+        let mut beats = true;
+        let mut pause = Duration::ZERO;
         loop {
             tokio::select! {
-                () = tasks.stopped() => return,
-                _ = tick.tick() => {}
+                () = tasks.stopped() => break,
+                () = tokio::time::sleep(pause) => {}
             }
-            if let Err(error) = self.beat().await {
-                tracing::warn!(%error, "this node could not beat");
-                continue;
+            let began = Instant::now();
+            let lived = self.live_once(&mut observer, tasks).await;
+            if let Err(error) = &lived {
+                observer.missed();
+                if beats {
+                    tracing::warn!(%error, "the database is away: runs wait until it is back");
+                }
+            } else if !beats {
+                tracing::info!("the database is back");
             }
-            let now = Instant::now();
-            let away = now.saturating_duration_since(last_look).saturating_sub(BEAT * 2);
-            last_look = now;
-            if let Err(error) = self.bury_the_still(&mut seen, now, away).await {
-                tracing::warn!(%error, "other nodes could not be looked at");
-            }
-            if self.slots > 0
-                && let Err(error) = self.reconcile(tasks).await
-            {
-                tracing::warn!(%error, "own runs could not be compared with the database");
-            }
+            beats = lived.is_ok();
+            let interval = if beats { BEAT } else { BEAT_AGAIN };
+            pause = interval.saturating_sub(began.elapsed());
         }
+        self.log.pulse.stop();
     }
 
-    async fn beat(&self) -> Result<(), StoreError> {
-        let node_id = self.log.journal.node_id();
-        if self.log.store.beat(node_id).await? {
-            return Ok(());
+    async fn live_once(self: &Arc<Self>, observer: &mut Observer, tasks: &Tasks) -> Result<()> {
+        in_time(self.beat()).await?;
+        in_time(self.bury_the_dead(observer)).await?;
+        in_time(self.see_who_waits()).await?;
+        if self.slots > 0 {
+            self.reconcile(tasks).await?;
         }
-        // Others took this node for dead and may have taken its runs: nothing of it counts any more.
-        tracing::error!(%node_id, "this node was declared dead; going on as a new one");
+        Ok(())
+    }
+
+    async fn beat(&self) -> Result<()> {
+        let node_id = self.log.journal.node_id();
+        let sent = Instant::now();
+        if self.log.store.beat(node_id).await? {
+            self.trust.renew(node_id, sent);
+        } else {
+            self.be_reborn(node_id).await?;
+        }
+        self.log.pulse.beat();
+        Ok(())
+    }
+
+    /// Others took this node for dead and may have taken its runs: nothing of it counts any more.
+    async fn be_reborn(&self, dead: NodeId) -> Result<()> {
+        tracing::error!(node_id = %dead, "this node was declared dead; going on as a new one");
         let reborn = NodeId::from_uuid(self.clock.uuid());
+        let sent = Instant::now();
         self.log.store.register_node(reborn, self.clock.now()).await?;
         self.log.journal.become_node(reborn);
+        self.trust.renew(reborn, sent);
         if self.slots > 0 && !self.draining.is_cancelled() {
             self.log.desk.open_as(Some(reborn));
         }
@@ -97,30 +94,35 @@ impl Engine {
     }
 
     /// On a database that nobody else can use, every other node is dead.
-    pub(super) async fn bury_all(&self) -> Result<(), StoreError> {
-        for beat in self.log.store.other_nodes(self.log.journal.node_id()).await? {
-            self.log.store.bury(beat).await?;
+    pub(super) async fn bury_all(&self) -> Result<()> {
+        for neighbour in self.log.store.other_nodes(self.log.journal.node_id()).await? {
+            self.log.store.bury(neighbour.seen).await?;
         }
         Ok(())
     }
 
-    async fn bury_the_still(
-        &self,
-        seen: &mut Seen,
-        now: Instant,
-        away: Duration,
-    ) -> Result<(), StoreError> {
-        let beats = self.log.store.other_nodes(self.log.journal.node_id()).await?;
-        for still in seen.look(&beats, now, away) {
-            if self.log.store.bury(still).await? {
-                tracing::warn!(node_id = %still.node_id, "a node is dead; its runs are taken over");
+    async fn bury_the_dead(&self, observer: &mut Observer) -> Result<()> {
+        let neighbours = self.log.store.other_nodes(self.log.journal.node_id()).await?;
+        self.log.wake.neighbours(!neighbours.is_empty());
+        for dead in observer.look(&neighbours, Instant::now()) {
+            if self.log.store.bury(dead).await? {
+                tracing::warn!(node_id = %dead.node_id, "a node is dead; its runs are taken over");
                 self.log.desk.queued();
             }
         }
         Ok(())
     }
 
-    async fn reconcile(self: &Arc<Self>, tasks: &Tasks) -> Result<(), StoreError> {
+    /// A queue that does not move although slots are free is told by `/readyz`.
+    async fn see_who_waits(&self) -> Result<()> {
+        let oldest = self.log.store.oldest_due().await?;
+        let is_busy = self.log.desk.slots().available_permits() == 0;
+        let since = oldest.filter(|_| !is_busy).map(|due_at| self.clock.now().since(due_at));
+        self.log.pulse.waits(since.unwrap_or_default());
+        Ok(())
+    }
+
+    async fn reconcile(self: &Arc<Self>, tasks: &Tasks) -> Result<()> {
         // Drivers that begin after this line are not judged by what was read before them.
         let driving: Vec<_> = {
             let drivers = self.drivers();
@@ -137,33 +139,10 @@ impl Engine {
         if self.draining.is_cancelled() {
             return Ok(());
         }
-        for run_id in owned.into_keys() {
-            if self.drivers().contains_key(&run_id) {
-                continue;
-            }
-            let Ok(slot) = self.log.desk.slots().clone().try_acquire_owned() else { break };
-            self.take_up(run_id, slot, tasks).await;
-        }
-        Ok(())
+        self.take_up_all(owned.into_keys(), tasks).await
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use uuid::Uuid;
-
-    #[test]
-    fn a_node_is_dead_when_its_beat_stands_still_and_not_when_the_database_was_away() {
-        let beat = |n| NodeBeat { node_id: NodeId::from_uuid(Uuid::from_u128(1)), beat: n };
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut seen = Seen::default();
-        assert!(seen.look(&[beat(1)], at(0), Duration::ZERO).is_empty());
-        assert!(seen.look(&[beat(2)], at(14), Duration::ZERO).is_empty());
-        assert!(seen.look(&[beat(2)], at(28), Duration::ZERO).is_empty());
-        // A minute in which nobody could beat.
-        assert!(seen.look(&[beat(2)], at(88), Duration::from_secs(60)).is_empty());
-        assert_eq!(seen.look(&[beat(2)], at(90), Duration::ZERO), vec![beat(2)]);
-    }
+async fn in_time<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout(PATIENCE, asked).await.unwrap_or(Err(StoreError::Late))
 }

@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::clock::Clock;
 use crate::domain::decide::Ending;
 use crate::domain::event::{Entry, Event, StatusChanged};
-use crate::domain::fold::{FoldError, Folded};
-use crate::domain::run::RunStatus;
+use crate::domain::fold::{CallState, FoldError, Folded};
+use crate::domain::ids::CallId;
+use crate::domain::run::{ActionType, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::write;
 use crate::store::{GuestDecide, GuestDecision, Locked, Owner, RunUpdate};
@@ -41,6 +44,50 @@ fn decide_cancel(locked: &Locked, now: Timestamp) -> Result<GuestDecision, Strin
             (write::ended(&folded, Ending::Cancelled, now), Owner::Nobody { due_at: None })
         }
     };
+    append(locked, &mut folded, &events, owner, now)
+}
+
+/// What a tool answered.
+#[derive(Debug, Clone)]
+pub struct CallAnswer {
+    /// Which call.
+    pub call_id: CallId,
+    /// Its result, or why there is none.
+    pub answer: Result<Value, String>,
+}
+
+/// The decision to answer a call that was made: `Nothing` when it has an answer, or the run has ended.
+pub fn answer(clock: &Clock, answer: CallAnswer) -> GuestDecide {
+    let clock = clock.clone();
+    Arc::new(move |locked| decide_answer(locked, &answer, clock.now()))
+}
+
+fn decide_answer(
+    locked: &Locked,
+    answer: &CallAnswer,
+    now: Timestamp,
+) -> Result<GuestDecision, String> {
+    let mut folded = Folded::read(&locked.facts).map_err(|error| error.to_string())?;
+    if folded.status.is_final() {
+        return Ok(GuestDecision::Nothing);
+    }
+    let call = folded.open_step().and_then(|turn| {
+        let call = turn.calls.iter().find(|call| call.call_id == answer.call_id)?;
+        let unknown = CallState::Waiting(ActionType::ToolOutcome, None);
+        let made = call.state == CallState::Started || call.state == unknown;
+        made.then_some((turn.step, call))
+    });
+    let Some((step, call)) = call else { return Ok(GuestDecision::Nothing) };
+    let mut events = vec![write::call_answered(step, call, answer.answer.clone(), now)];
+    let mut owner = Owner::Keep;
+    if folded.status == RunStatus::RequiresAction {
+        let run_id = locked.record.row.run_id;
+        let waits = folded.required_actions(run_id);
+        if waits.iter().all(|action| action.call_id == answer.call_id) {
+            events.push(Event::RunResumed(StatusChanged { status: RunStatus::Queued }));
+            owner = Owner::DueIfUnowned(now);
+        }
+    }
     append(locked, &mut folded, &events, owner, now)
 }
 

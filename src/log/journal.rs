@@ -26,6 +26,7 @@ use crate::store::{
 };
 
 use super::lane::{Closed, Lane};
+use super::wake::Wake;
 
 /// Creations that may wait for one flush; more are refused, since they would wait for too long.
 const MAX_WAITING_CREATES: usize = 10_000;
@@ -35,6 +36,8 @@ const CREATES_PER_FLUSH: usize = 512;
 const LANES_PER_FLUSH: usize = 1_024;
 /// Text of one run beyond which a flush begins at once.
 const FULL_AT: usize = 256 * 1024;
+/// How long a client waits for a creation before it is told that nobody knows.
+const CREATE: Duration = Duration::from_secs(8);
 /// Waits between tries while the database is away.
 const AWAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -117,11 +120,13 @@ pub struct Journal {
     numbers: AtomicI64,
     appends: Arc<Doorbell>,
     keyed: Arc<Doorbell>,
+    wake: Arc<Wake>,
 }
 
 impl Journal {
-    /// A journal that writes as `node_id`. It does nothing until started.
-    pub fn new(store: SharedStore, clock: Clock, node_id: NodeId) -> Arc<Self> {
+    /// A journal that writes as `node_id`, and tells `wake` what it wrote. It does nothing until
+    /// started.
+    pub fn new(store: SharedStore, clock: Clock, node_id: NodeId, wake: Arc<Wake>) -> Arc<Self> {
         Arc::new(Self {
             store,
             clock,
@@ -129,6 +134,7 @@ impl Journal {
             numbers: AtomicI64::new(1),
             appends: Doorbell::new(),
             keyed: Doorbell::new(),
+            wake,
         })
     }
 
@@ -159,14 +165,19 @@ impl Journal {
     ///
     /// # Errors
     /// When the database is away or refuses the run, or too many creations wait already.
+    /// [`StoreError::Late`] when its fate is not known in time: it may be there, or come to be.
     pub async fn create(&self, run: NewRun) -> Result<CreateOutcome> {
         let (reply, answer) = oneshot::channel();
         let doorbell = if run.key.is_some() { &self.keyed } else { &self.appends };
         if !doorbell.create(Create { run, reply }) {
             return Err(StoreError::Overloaded);
         }
-        // The sender is dropped only when the journal has stopped.
-        answer.await.unwrap_or_else(|_| Err(StoreError::Overloaded))
+        match tokio::time::timeout(CREATE, answer).await {
+            // The sender is dropped only when the journal has stopped.
+            Ok(answer) => answer.unwrap_or(Err(StoreError::Overloaded)),
+            // What was not taken by then never will be: its receiver is gone.
+            Err(_) => Err(StoreError::Late),
+        }
     }
 
     async fn run(&self, lane: i16, doorbell: &Doorbell, tasks: &Tasks) {
@@ -208,7 +219,8 @@ impl Journal {
             (creates, lanes)
         };
         let mut load = Load::default();
-        for create in creates {
+        // Whoever gave up waiting was told so, and may have tried again.
+        for create in creates.into_iter().filter(|create| !create.reply.is_closed()) {
             load.batch_creates.push(create.run);
             load.replies.push(create.reply);
         }
@@ -237,7 +249,9 @@ impl Journal {
             }
             let (batch, replies, lanes) = load.into_batch(self, lane);
             match self.settle(batch, replies.len()).await {
-                Settled::Written(outcome) => distribute(outcome, replies, &lanes),
+                Settled::Written(outcome) => {
+                    self.distribute(outcome, replies, &lanes);
+                }
                 Settled::CreatesRefused(error, batch) => {
                     refuse(replies, error);
                     todo.push(Load {
@@ -291,6 +305,26 @@ impl Journal {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(AWAY.1);
         }
+    }
+
+    /// After the commit: shows what was written, and tells whoever waits for it.
+    fn distribute(&self, outcome: BatchOutcome, replies: Replies, lanes: &[Arc<Lane>]) {
+        let (mut grown, mut rested) = (Vec::new(), Vec::new());
+        for (lane, outcome) in lanes.iter().zip(outcome.appends) {
+            match outcome {
+                AppendOutcome::Written => {
+                    let told = if lane.written() { &mut rested } else { &mut grown };
+                    told.push(lane.run_id);
+                }
+                AppendOutcome::Missed => lane.missed(Closed::Missed),
+            }
+        }
+        for (reply, outcome) in replies.into_iter().zip(outcome.creates) {
+            // Whoever asked may have gone; the run is there all the same.
+            let _ = reply.send(Ok(outcome));
+        }
+        self.wake.grown(grown);
+        self.wake.changed(rested);
     }
 
     async fn resolve(&self, batch: &Batch) -> Option<BatchOutcome> {
@@ -370,19 +404,6 @@ impl Load {
             lane.missed(Closed::Rejected);
         }
         refuse(self.replies, error);
-    }
-}
-
-fn distribute(outcome: BatchOutcome, replies: Replies, lanes: &[Arc<Lane>]) {
-    for (lane, outcome) in lanes.iter().zip(outcome.appends) {
-        match outcome {
-            AppendOutcome::Written => lane.written(),
-            AppendOutcome::Missed => lane.missed(Closed::Missed),
-        }
-    }
-    for (reply, outcome) in replies.into_iter().zip(outcome.creates) {
-        // Whoever asked may have gone; the run is there all the same.
-        let _ = reply.send(Ok(outcome));
     }
 }
 

@@ -247,8 +247,8 @@ impl Lane {
         Ok(Some(Append { run_id: self.run_id, rev: state.rev, entries, update }))
     }
 
-    /// What was taken is written: show it.
-    pub(super) fn written(self: &Arc<Self>) {
+    /// What was taken is written: show it. Returns whether the run came to rest with it.
+    pub(super) fn written(self: &Arc<Self>) -> bool {
         let mut state = self.state();
         let entries = std::mem::take(&mut state.in_flight);
         state.in_flight_update = None;
@@ -270,6 +270,7 @@ impl Lane {
         if more {
             self.list(self.state(), urgent);
         }
+        entries.last().is_some_and(|last| last.event_type.is_rest())
     }
 
     /// What was taken is not written, and nothing will be until the driver has looked.

@@ -47,7 +47,11 @@ pub struct Watch {
     /// Which run.
     pub run_id: RunId,
     state: Mutex<State>,
+    /// For cursors: there may be something new.
     changed: Notify,
+    /// For those who wait for an end: it may be there.
+    rested: Notify,
+    /// For the driver: somebody else wrote.
     poked: Notify,
 }
 
@@ -107,6 +111,7 @@ impl Live {
                 run_id,
                 state: Mutex::default(),
                 changed: Notify::new(),
+                rested: Notify::new(),
                 poked: Notify::new(),
             })
         });
@@ -123,7 +128,24 @@ impl Live {
     pub fn hint(self: &Arc<Self>, run_id: RunId) {
         if let Some(watch) = self.find(run_id) {
             watch.poked.notify_one();
+            watch.wake_all();
+        }
+    }
+
+    /// Tells cursors here to look at this run again: it has grown on another node.
+    pub fn grown(self: &Arc<Self>, run_id: RunId) {
+        if let Some(watch) = self.find(run_id) {
             watch.changed.notify_waiters();
+        }
+    }
+
+    /// Tells everybody here to look at everything again: what was said meanwhile was not heard.
+    pub fn look_everywhere(&self) {
+        for shard in &self.shards {
+            for watch in lock(shard).values() {
+                watch.poked.notify_one();
+                watch.wake_all();
+            }
         }
     }
 
@@ -191,7 +213,7 @@ impl Live {
             for (run_id, head) in heads {
                 let Some(watch) = asleep.get(&run_id) else { continue };
                 if head > lock(&watch.state).seen {
-                    watch.changed.notify_waiters();
+                    watch.wake_all();
                 }
             }
         }
@@ -256,13 +278,18 @@ impl Watch {
         state.tail = Some(Tail { entries: VecDeque::new(), bytes: 0, head });
         state.seen = state.seen.max(head);
         drop(state);
-        self.changed.notify_waiters();
+        self.wake_all();
     }
 
     /// Ends the tail: readers go to the store.
     pub fn end_tail(&self) {
         lock(&self.state).tail = None;
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         self.changed.notify_waiters();
+        self.rested.notify_waiters();
     }
 
     /// Shows committed events to everybody. Call after the commit, and only then.
@@ -276,6 +303,9 @@ impl Watch {
         }
         drop(state);
         self.changed.notify_waiters();
+        if entries.iter().any(|entry| entry.event_type.is_rest()) {
+            self.rested.notify_waiters();
+        }
     }
 
     /// What comes after `after`, as far as memory knows.
@@ -294,6 +324,11 @@ impl Watch {
     /// between is not lost.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Resolves when the run may have come to rest. Use it as [`Watch::changed`].
+    pub fn rested(&self) -> tokio::sync::futures::Notified<'_> {
+        self.rested.notified()
     }
 
     /// Resolves when the driver must look at the run's row again. One driver awaits it.

@@ -5,6 +5,7 @@
 //! - [`lane`]: one driven run's way into the journal: seqs, merging, the fence.
 //! - [`live`]: what this process knows of runs that somebody watches or drives: tails and wake-ups.
 //! - [`follow`]: a cursor over one run's log.
+//! - [`wake`]: words between nodes (look again); [`pulse`]: how this process does.
 //! - [`desk`]: where created runs meet free slots of this node's engine.
 //!
 //! What this room must never do: show anything before its commit, hold a queue for a reader, let what
@@ -16,6 +17,8 @@ pub mod guest;
 pub mod journal;
 pub mod lane;
 pub mod live;
+pub mod pulse;
+pub mod wake;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +26,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
-use crate::domain::event::EventType;
 use crate::domain::ids::{NodeId, RunId, WorkspaceId};
 use crate::domain::run::RunStatus;
 use crate::shutdown::Tasks;
@@ -33,8 +35,11 @@ use crate::store::{
 
 use desk::{Desk, Handover};
 pub use follow::Cursor;
+pub use guest::CallAnswer;
 use journal::Journal;
-use live::{Glance, Live};
+use live::Live;
+use pulse::Pulse;
+use wake::{Listener, Wake};
 
 /// The run log of this process. Cheap to clone.
 #[derive(Clone)]
@@ -47,6 +52,10 @@ pub struct Log {
     pub live: Arc<Live>,
     /// Free slots.
     pub desk: Arc<Desk>,
+    /// What other nodes are told.
+    pub wake: Arc<Wake>,
+    /// How this process does.
+    pub pulse: Arc<Pulse>,
     /// The time.
     pub clock: Clock,
 }
@@ -85,8 +94,11 @@ impl Log {
         slots: usize,
     ) -> (Self, mpsc::UnboundedReceiver<Handover>) {
         let (desk, handovers) = Desk::new(slots);
+        let wake: Arc<Wake> = Arc::default();
         let log = Self {
-            journal: Journal::new(store.clone(), clock.clone(), node_id),
+            journal: Journal::new(store.clone(), clock.clone(), node_id, wake.clone()),
+            wake,
+            pulse: Arc::default(),
             store,
             live: Arc::default(),
             desk: Arc::new(desk),
@@ -99,6 +111,16 @@ impl Log {
     pub fn start(&self, tasks: &Tasks, journal: &Tasks) {
         self.live.start(self.store.clone(), tasks);
         self.journal.start(journal);
+        let listener = Listener {
+            wake: self.wake.clone(),
+            store: self.store.clone(),
+            journal: self.journal.clone(),
+            live: self.live.clone(),
+            desk: self.desk.clone(),
+            pulse: self.pulse.clone(),
+        };
+        let own = tasks.clone();
+        tasks.spawn(async move { listener.run(&own).await });
     }
 
     /// Creates a run: durable when this returns. If this node's engine has a free slot, the run is
@@ -134,7 +156,7 @@ impl Log {
                         let slot = kept.slot;
                         self.desk.hand_over(Handover { record: record.clone(), slot, watch });
                     }
-                    None => self.desk.queued(),
+                    None => self.queued(),
                 }
                 Ok(Created::New(Box::new(record)))
             }
@@ -169,8 +191,34 @@ impl Log {
     ) -> Result<GuestOutcome> {
         let decide = guest::cancel(&self.clock);
         let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
-        self.live.hint(run_id);
+        self.wrote(run_id);
         Ok(outcome)
+    }
+
+    /// Hands in what a tool answered, for a driver that has lost its run meanwhile: what was done is
+    /// not done again. Nothing happens when the call was answered by somebody else.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn answer_call(&self, run: (WorkspaceId, RunId), answer: CallAnswer) -> Result<()> {
+        let (workspace_id, run_id) = run;
+        let decide = guest::answer(&self.clock, answer);
+        self.store.guest(GuestWrite { workspace_id, run_id, key: None, decide }).await?;
+        self.wrote(run_id);
+        self.queued();
+        Ok(())
+    }
+
+    /// Somebody who does not drive this run has written to it.
+    fn wrote(&self, run_id: RunId) {
+        self.live.hint(run_id);
+        self.wake.changed([run_id]);
+    }
+
+    /// A run waits for an engine, of this node or another.
+    pub fn queued(&self) {
+        self.desk.queued();
+        self.wake.due();
     }
 
     /// Erases an ended run: its body and its log go, its id stays taken.
@@ -193,6 +241,7 @@ impl Log {
         let decide = guest::erase(&self.clock);
         let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
         self.live.forget(run_id);
+        self.wrote(run_id);
         Ok(match outcome {
             GuestOutcome::Absent => Erased::Absent,
             GuestOutcome::KeyTaken(row) => Erased::KeyTaken(row),
@@ -217,34 +266,26 @@ impl Log {
     ) -> Result<Option<RunRecord>> {
         let deadline = tokio::time::Instant::now() + patience;
         let watch = self.live.watch(run_id);
-        let mut after = watch.head().unwrap_or(0);
         loop {
-            let changed = watch.changed();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let look = match watch.glance(after) {
-                _ if self.live.ended(run_id).is_some() => true,
-                Glance::ReadStore => true,
-                Glance::Nothing => false,
-                Glance::Events(events) => {
-                    after = events.last().map_or(after, |last| last.seq);
-                    events.iter().any(|entry| {
-                        entry.event_type.is_final()
-                            || entry.event_type == EventType::RunRequiresAction
-                    })
+            let rested = watch.rested();
+            tokio::pin!(rested);
+            rested.as_mut().enable();
+            let head = match watch.head() {
+                // Driven here, so it has not come to rest: nobody has to be asked.
+                Some(head) if self.live.ended(run_id).is_none() => head,
+                _ => {
+                    let Some(record) = self.load_run(workspace_id, run_id).await? else {
+                        return Ok(None);
+                    };
+                    let status = record.row.status;
+                    if status.is_final() || status == RunStatus::RequiresAction {
+                        return Ok(Some(record));
+                    }
+                    record.last_seq
                 }
             };
-            if look {
-                let Some(record) = self.load_run(workspace_id, run_id).await? else {
-                    return Ok(None);
-                };
-                if record.row.status.is_final() || record.row.status == RunStatus::RequiresAction {
-                    return Ok(Some(record));
-                }
-                after = after.max(record.last_seq);
-            }
-            let _asleep = watch.sleeper(after);
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+            let _asleep = watch.sleeper(head);
+            if tokio::time::timeout_at(deadline, rested).await.is_err() {
                 return self.load_run(workspace_id, run_id).await;
             }
         }

@@ -5,8 +5,10 @@
 mod accept;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::api::{self, AdminKey, ApiState};
 use crate::app::agents::NewAgent;
@@ -20,6 +22,12 @@ use crate::log::Log;
 use crate::models::Models;
 use crate::shutdown::Tasks;
 use crate::store::{self, OpenOptions, SharedStore, StoreError};
+
+/// How long background tasks have to end once there is no run any more. Tools that were called for
+/// runs which others have taken over are not waited for.
+const LAST_TASKS: Duration = Duration::from_secs(1);
+/// How long what was begun may take to be committed.
+const LAST_COMMITS: Duration = Duration::from_secs(2);
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +144,6 @@ impl Server {
             tasks: work.clone(),
             stop: edge.token(),
             admin_key: config.admin_key.as_ref().map(AdminKey::new),
-            engine_alive: engine.alive(),
             cors_origins: config.cors_allow_origins.iter().filter_map(|o| o.parse().ok()).collect(),
         });
         Ok(Self { listener, address, router, engine, store, edge, work, journal })
@@ -166,18 +173,26 @@ impl Server {
             () = any_signal() => tracing::warn!("stopping at once; runs go on when a node starts"),
         }
         drop(serving);
-        store.close().await;
+        if timeout(LAST_COMMITS, store.close()).await.is_err() {
+            tracing::warn!("the database did not let go in time");
+        }
         tracing::info!("stopped");
     }
 }
 
+/// Each part is bounded, so that a server whose database is away stops too: what it could not hand
+/// back is found by others, and nothing that was shown is lost.
 async fn drain(engine: &Engine, edge: &Tasks, work: &Tasks, journal: &Tasks) {
     engine.drain().await;
     edge.finish().await;
     work.stop();
-    work.finish().await;
+    if timeout(LAST_TASKS, work.finish()).await.is_err() {
+        tracing::warn!("some tasks were still at work when the server stopped");
+    }
     journal.stop();
-    journal.finish().await;
+    if timeout(LAST_COMMITS, journal.finish()).await.is_err() {
+        tracing::warn!("the database took no writes when the server stopped");
+    }
 }
 
 /// Resolves on SIGTERM or SIGINT.

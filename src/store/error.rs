@@ -12,6 +12,9 @@ pub enum StoreError {
     /// The answer to a commit was lost: it is written or it is not.
     #[error("the answer to a commit was lost")]
     InDoubt(#[source] sqlx::Error),
+    /// Nobody waits any longer: what was asked for is written, or not, or will be.
+    #[error("the database did not answer in time")]
+    Late,
     /// The database refused a value or a statement. Nothing was written.
     #[error("the database refused a row")]
     Rejected(#[source] sqlx::Error),
@@ -26,6 +29,6 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same operation may succeed later without anybody doing anything.
     pub const fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::InDoubt(_) | Self::Overloaded)
+        matches!(self, Self::Unavailable(_) | Self::InDoubt(_) | Self::Late | Self::Overloaded)
     }
 }

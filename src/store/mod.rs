@@ -19,6 +19,7 @@
 //! implementations.
 
 pub mod batch;
+mod ear;
 pub mod error;
 mod open;
 pub mod postgres;
@@ -39,6 +40,7 @@ pub use batch::{
     Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, NewRun, Owner, RunBody, RunRow,
     RunUpdate,
 };
+pub use ear::{Ear, Hint};
 pub use error::StoreError;
 pub use open::{OpenOptions, open};
 
@@ -232,12 +234,18 @@ pub struct NodeBeat {
     pub beat: i64,
 }
 
+/// Another node, and whether its process is known to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its counter.
+    pub seen: NodeBeat,
+    /// Whether the database has a connection of its ear; `None` where there are no ears.
+    pub listens: Option<bool>,
+}
+
 /// The operations of a database.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Answers if the database can be read and written.
-    async fn ping(&self) -> Result<()>;
-
     /// Closes all connections, after everything that was begun is done.
     async fn close(&self);
 
@@ -372,7 +380,13 @@ pub trait Store: Send + Sync + 'static {
     async fn beat(&self, node_id: NodeId) -> Result<bool>;
 
     /// All other nodes that are not dead.
-    async fn other_nodes(&self, node_id: NodeId) -> Result<Vec<NodeBeat>>;
+    async fn other_nodes(&self, node_id: NodeId) -> Result<Vec<Neighbour>>;
+
+    /// Opens this node's ear; `None` where no other process can use the database.
+    async fn listen(&self, node_id: NodeId) -> Result<Option<Box<dyn Ear>>>;
+
+    /// The earliest `due_at` of all runs that wait for an engine: how long the oldest one waits.
+    async fn oldest_due(&self) -> Result<Option<Timestamp>>;
 
     /// Declares a node dead if its beat still is what was seen. `false`: it lives.
     async fn bury(&self, seen: NodeBeat) -> Result<bool>;

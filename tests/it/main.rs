@@ -12,6 +12,8 @@ mod house;
 #[cfg(test)]
 mod models;
 #[cfg(test)]
+mod nodes;
+#[cfg(test)]
 mod runs;
 #[cfg(test)]
 mod store;

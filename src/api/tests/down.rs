@@ -22,9 +22,6 @@ fn down<T>() -> Result<T> {
 
 #[async_trait]
 impl Store for Down {
-    async fn ping(&self) -> Result<()> {
-        down()
-    }
     async fn close(&self) {}
     fn is_exclusive(&self) -> bool {
         true
@@ -120,7 +117,13 @@ impl Store for Down {
     async fn beat(&self, _: NodeId) -> Result<bool> {
         down()
     }
-    async fn other_nodes(&self, _: NodeId) -> Result<Vec<NodeBeat>> {
+    async fn other_nodes(&self, _: NodeId) -> Result<Vec<Neighbour>> {
+        down()
+    }
+    async fn listen(&self, _: NodeId) -> Result<Option<Box<dyn Ear>>> {
+        down()
+    }
+    async fn oldest_due(&self) -> Result<Option<Timestamp>> {
         down()
     }
     async fn bury(&self, _: NodeBeat) -> Result<bool> {

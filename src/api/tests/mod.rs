@@ -3,7 +3,6 @@
 mod down;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
@@ -30,7 +29,6 @@ fn state() -> ApiState {
         tasks: Tasks::new(),
         stop: CancellationToken::new(),
         admin_key: None,
-        engine_alive: Arc::new(AtomicBool::new(true)),
         cors_origins: Arc::new([]),
     }
 }

@@ -50,9 +50,17 @@ pub async fn stream_run_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     accept::a_stream(&headers)?;
-    let record = state.app.get_run(&caller, run_id.id()?).await?;
-    let query: EventsQuery = query.read()?;
-    let after = sse::cursor(headers.get("last-event-id"), query.after.as_deref())?;
+    let record = state.app.get_run(&caller, run_id.id()?).await;
+    let query: Result<EventsQuery, _> = query.read();
+    let after = query.as_ref().ok().and_then(|query| query.after.as_deref());
+    let after = sse::cursor(headers.get("last-event-id"), after);
+    let record = match record {
+        Err(error) if error.is_passing() && accept::prefers_stream(&headers) => {
+            return Ok(sse::come_back(state.app.clock().chance(), after?));
+        }
+        record => record?,
+    };
+    let (query, after) = (query?, after?);
     let types = query.types.as_deref().filter(|types| !types.is_empty());
     let filter = types.map_or(Ok(EventFilter::ALL), EventFilter::parse)?;
     reply::stream(&state, &caller, &record, after, filter)

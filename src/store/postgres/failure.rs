@@ -37,6 +37,11 @@ pub(super) fn of_lease(error: sqlx::Error) -> StoreError {
     StoreError::Unavailable(error)
 }
 
+/// An answer that did not come in time, to something that writes nothing.
+pub(super) fn too_late() -> StoreError {
+    of_lease(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+}
+
 /// A stored value that is not what it must be.
 pub(super) fn of_value(error: sqlx::Error) -> StoreError {
     StoreError::Corrupt(error.to_string())

@@ -4,6 +4,7 @@
 //! - [`settings`]: what is set on each, and what the server must have.
 //! - [`failure`]: what an error means.
 //! - [`statements`], [`binding`], [`flush`]: group commit, and batches in doubt.
+//! - [`listen`]: hints between nodes, and the lock that shows that a process is there.
 //! - [`guest`], [`log`], [`runs`], [`agents`], [`keys`], [`nodes`]: the other operations by room.
 //!
 //! What this room must never do: build SQL at run time, hold a transaction across anything but SQL,
@@ -20,6 +21,7 @@ mod failure;
 mod flush;
 mod guest;
 mod keys;
+mod listen;
 mod log;
 mod nodes;
 mod runs;
@@ -43,8 +45,9 @@ use crate::domain::page::{Listed, Page};
 use crate::domain::time::Timestamp;
 
 use super::{
-    Batch, BatchOutcome, Claim, Driveable, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    LogRange, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError, Written,
+    Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
+    LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError,
+    Written,
 };
 use connections::{Backend, Connections};
 use flush::FlushId;
@@ -62,11 +65,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const JOURNAL_CONNECTIONS: u32 = 2;
 /// Days for which partitions of `run_deltas` are made ahead.
 const PARTITIONS_AHEAD: i32 = 7;
-
-/// A real write, so that a full disk and a server turned read-only show. All of `meta`: one row.
-const PING: &str = "\
-update meta
-set schema_version = schema_version";
 
 const MAKE_PARTITIONS: &str = "select make_delta_partitions(current_date, $1)";
 
@@ -172,11 +170,6 @@ impl PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn ping(&self) -> Result<()> {
-        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
-        lease.change(sqlx::query(PING)).await.map(drop).map_err(failure::of_write)
-    }
-
     async fn close(&self) {
         self.journal.close().await;
         self.general.close().await;
@@ -320,8 +313,16 @@ impl Store for PostgresStore {
         self.beat_row(node_id).await
     }
 
-    async fn other_nodes(&self, node_id: NodeId) -> Result<Vec<NodeBeat>> {
+    async fn other_nodes(&self, node_id: NodeId) -> Result<Vec<Neighbour>> {
         self.other_node_rows(node_id).await
+    }
+
+    async fn listen(&self, node_id: NodeId) -> Result<Option<Box<dyn Ear>>> {
+        listen::listen(&self.options, node_id).await.map(Some)
+    }
+
+    async fn oldest_due(&self) -> Result<Option<Timestamp>> {
+        self.oldest_due_row().await
     }
 
     async fn bury(&self, seen: NodeBeat) -> Result<bool> {

@@ -4,7 +4,7 @@ use sqlx::Row as _;
 
 use crate::domain::ids::{NodeId, RunId, WorkspaceId};
 use crate::domain::time::Timestamp;
-use crate::store::{Claim, NodeBeat, Result};
+use crate::store::{Claim, Neighbour, NodeBeat, Result};
 
 use super::connections::Statement;
 use super::{PostgresStore, failure};
@@ -20,12 +20,35 @@ set beat = beat + 1
 where node_id = $1
 and not dead";
 
-/// All of `nodes`, of which there are few.
+/// All of `nodes` and of the locks, of which there are few. The number of a node's lock is the second
+/// half of its id, as in `listen.rs`.
 const OTHERS: &str = "\
-select node_id, beat
-from nodes
-where node_id <> $1
-and not dead";
+select n.node_id, n.beat, exists (
+    select 1
+    from pg_locks l
+    where l.locktype = 'advisory'
+    and l.granted
+    and l.objsubid = 1
+    and l.database = (
+        select d.oid
+        from pg_database d
+        where d.datname = current_database()
+    )
+    and (l.classid::bigint << 32) | l.objid::bigint
+        = ('x' || right(replace(n.node_id::text, '-', ''), 16))::bit(64)::bigint
+) as listens
+from nodes n
+where n.node_id <> $1
+and not n.dead";
+
+/// By `runs_due`.
+const OLDEST_DUE: &str = "\
+select r.due_at
+from runs r
+where r.node_id is null
+and r.due_at is not null
+order by r.due_at, r.run_id
+limit 1";
 
 /// By the primary key of `nodes`.
 const BURY: &str = "\
@@ -174,7 +197,7 @@ impl PostgresStore {
         Ok(self.change(sqlx::query(BEAT).bind(node_id.uuid())).await? == 1)
     }
 
-    pub(super) async fn other_node_rows(&self, node_id: NodeId) -> Result<Vec<NodeBeat>> {
+    pub(super) async fn other_node_rows(&self, node_id: NodeId) -> Result<Vec<Neighbour>> {
         let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
         let query = sqlx::query(OTHERS).bind(node_id.uuid());
         let rows = lease.rows(query).await.map_err(failure::of_read)?;
@@ -182,9 +205,18 @@ impl PostgresStore {
             .map(|row| {
                 let node_id = row.try_get("node_id").map_err(failure::of_value)?;
                 let beat = row.try_get("beat").map_err(failure::of_value)?;
-                Ok(NodeBeat { node_id: NodeId::from_uuid(node_id), beat })
+                let listens = row.try_get("listens").map_err(failure::of_value)?;
+                let seen = NodeBeat { node_id: NodeId::from_uuid(node_id), beat };
+                Ok(Neighbour { seen, listens: Some(listens) })
             })
             .collect()
+    }
+
+    pub(super) async fn oldest_due_row(&self) -> Result<Option<Timestamp>> {
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        let row = lease.row(sqlx::query(OLDEST_DUE)).await.map_err(failure::of_read)?;
+        let due_at = row.map(|row| row.try_get(0)).transpose().map_err(failure::of_value)?;
+        Ok(due_at.map(Timestamp::from_millis))
     }
 
     pub(super) async fn bury_row(&self, seen: NodeBeat) -> Result<bool> {

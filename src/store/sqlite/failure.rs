@@ -30,6 +30,11 @@ pub(super) fn closed() -> StoreError {
     StoreError::Unavailable(sqlx::Error::PoolClosed)
 }
 
+/// The answer to a read that the disk does not answer.
+pub(super) fn too_late() -> StoreError {
+    StoreError::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+}
+
 /// The answer when there was no turn in time.
 pub(super) fn no_turn() -> StoreError {
     StoreError::Unavailable(sqlx::Error::PoolTimedOut)

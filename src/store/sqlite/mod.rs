@@ -52,8 +52,9 @@ use crate::domain::page::{Listed, Page};
 use crate::domain::time::Timestamp;
 
 use super::{
-    Batch, BatchOutcome, Claim, Driveable, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    LogRange, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError, Written,
+    Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
+    LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError,
+    Written,
 };
 use checkpoint::Checkpoints;
 use connect::Lock;
@@ -65,11 +66,6 @@ const READER_VERSION: i32 = 1;
 
 /// Longer than on Postgres: a flush here costs an fsync and nothing else can be written meanwhile.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Answers only if the file is ours and has its schema.
-const PING: &str = "\
-select schema_version
-from meta";
 
 /// How a SQLite store works. The defaults serve everybody; tests make the limits small.
 #[derive(Debug, Clone)]
@@ -170,12 +166,6 @@ impl SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
-    /// Takes and gives back the write lock; a full disk shows only at a commit that has something.
-    async fn ping(&self) -> Result<()> {
-        self.readers.first(sqlx::query(PING)).await?;
-        self.writer.write(|_| Box::pin(async { Ok(()) })).await
-    }
-
     async fn close(&self) {
         self.readers.close(self.reader_count).await;
         self.writer.close().await;
@@ -321,8 +311,17 @@ impl Store for SqliteStore {
         nodes::beat(&self.writer, node_id).await
     }
 
-    async fn other_nodes(&self, node_id: NodeId) -> Result<Vec<NodeBeat>> {
+    async fn other_nodes(&self, node_id: NodeId) -> Result<Vec<Neighbour>> {
         nodes::others(&self.readers, node_id).await
+    }
+
+    /// There is nobody to listen to.
+    async fn listen(&self, _node_id: NodeId) -> Result<Option<Box<dyn Ear>>> {
+        Ok(None)
+    }
+
+    async fn oldest_due(&self) -> Result<Option<Timestamp>> {
+        nodes::oldest_due(&self.readers).await
     }
 
     async fn bury(&self, seen: NodeBeat) -> Result<bool> {

@@ -6,7 +6,7 @@ use sqlx::{Row as _, SqliteConnection};
 
 use crate::domain::ids::{NodeId, RunId, WorkspaceId};
 use crate::domain::time::Timestamp;
-use crate::store::{Claim, NodeBeat, Result};
+use crate::store::{Claim, Neighbour, NodeBeat, Result};
 
 use super::failure;
 use super::readers::{Query, Readers};
@@ -30,6 +30,15 @@ select node_id, beat
 from nodes
 where node_id <> ?
 and not dead";
+
+/// By `runs_due`.
+const OLDEST_DUE: &str = "\
+select r.due_at
+from runs r indexed by runs_due
+where r.node_id is null
+and r.due_at is not null
+order by r.due_at, r.run_id
+limit 1";
 
 /// By the primary key of `nodes`.
 const BURY: &str = "\
@@ -124,16 +133,23 @@ pub(super) async fn beat(writer: &Writer, node_id: NodeId) -> Result<bool> {
     Ok(change(writer, sqlx::query(BEAT).bind(node_id.uuid())).await? == 1)
 }
 
-pub(super) async fn others(readers: &Readers, node_id: NodeId) -> Result<Vec<NodeBeat>> {
+pub(super) async fn others(readers: &Readers, node_id: NodeId) -> Result<Vec<Neighbour>> {
     let found = readers.all(sqlx::query(OTHERS).bind(node_id.uuid())).await?;
     found
         .iter()
         .map(|row| {
             let node_id = row.try_get("node_id").map_err(failure::of)?;
             let beat = row.try_get("beat").map_err(failure::of)?;
-            Ok(NodeBeat { node_id: NodeId::from_uuid(node_id), beat })
+            let seen = NodeBeat { node_id: NodeId::from_uuid(node_id), beat };
+            Ok(Neighbour { seen, listens: None })
         })
         .collect()
+}
+
+pub(super) async fn oldest_due(readers: &Readers) -> Result<Option<Timestamp>> {
+    let row = readers.first(sqlx::query(OLDEST_DUE)).await?;
+    let due_at = row.map(|row| row.try_get(0)).transpose().map_err(failure::of)?;
+    Ok(due_at.map(Timestamp::from_millis))
 }
 
 pub(super) async fn bury(writer: &Writer, seen: NodeBeat) -> Result<bool> {
@@ -252,4 +268,4 @@ async fn take(
 
 /// For `plans.rs`.
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] = &[DUE, ORPHANS, CLAIM, OWNED, RELEASE, FORGET];
+pub(super) const STATEMENTS: &[&str] = &[DUE, OLDEST_DUE, ORPHANS, CLAIM, OWNED, RELEASE, FORGET];

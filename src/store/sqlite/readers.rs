@@ -22,6 +22,9 @@ pub(super) type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 /// How long a read waits for its turn.
 const TURN: Duration = Duration::from_secs(5);
 
+/// How long a read may take. Far longer than any takes on a disk that answers.
+const DEADLINE: Duration = Duration::from_secs(10);
+
 /// Up to a fixed number of connections, opened when they are needed first.
 #[derive(Debug)]
 pub(super) struct Readers {
@@ -49,7 +52,8 @@ impl Readers {
             None => self.options.connect().await.map_err(failure::of)?,
         };
         // If this future is dropped here the connection goes with it: nobody reads on in the middle.
-        match query.fetch_all(&mut connection).await {
+        let rows = timeout(DEADLINE, query.fetch_all(&mut connection)).await;
+        match rows.map_err(|_| failure::too_late())? {
             Ok(rows) => {
                 self.idle().push(connection);
                 Ok(rows)

@@ -27,6 +27,9 @@ const MOST_WAITING: usize = 256;
 /// How long one waits for a place among them.
 const TURN: Duration = Duration::from_secs(5);
 
+/// How long one waits for a write, its turn included. Far longer than any takes on a disk that answers.
+const DEADLINE: Duration = Duration::from_secs(10);
+
 /// What a piece of work says about the connection it leaves behind.
 enum Left {
     /// As it found it.
@@ -66,16 +69,20 @@ impl Writer {
     ///
     /// # Errors
     /// What `work` says; [`StoreError::Unavailable`] when there was no turn in time;
-    /// [`StoreError::InDoubt`] when the writer died over it.
+    /// [`StoreError::InDoubt`] when the writer died over it, or the disk hangs.
     pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
-        self.ask(move |connection| Box::pin(in_transaction(connection, work))).await
+        let asked = self.ask(move |connection| Box::pin(in_transaction(connection, work)));
+        // A disk that hangs: the work goes on, and may be done in the end.
+        let late = || Err(StoreError::InDoubt(sqlx::Error::PoolTimedOut));
+        timeout(DEADLINE, asked).await.unwrap_or_else(|_| late())
     }
 
-    /// Does `work` on the bare connection, for what manages its own transactions.
+    /// Does `work` on the bare connection, for what manages its own transactions and takes as long as
+    /// it takes.
     pub(super) async fn manage<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,

@@ -76,11 +76,11 @@ async fn durations_are_those_of_the_newest_completed_runs(store: SharedStore) {
 }
 
 async fn the_store_answers_and_says_what_it_is(store: SharedStore) {
-    store.ping().await.unwrap();
+    assert!(!store.beat(node(1)).await.unwrap());
     assert!(store.flush_interval() >= std::time::Duration::from_millis(1));
     // Asked twice, it says the same.
     assert_eq!(store.is_exclusive(), store.is_exclusive());
     store.close().await;
-    assert!(store.ping().await.is_err());
+    assert!(store.beat(node(1)).await.is_err());
     store.close().await;
 }

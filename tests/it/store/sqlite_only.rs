@@ -23,7 +23,7 @@ async fn a_second_server_is_refused_until_the_first_is_gone() {
     );
     assert!(first.is_exclusive());
     first.close().await;
-    open(&directory).await.ping().await.unwrap();
+    assert!(!open(&directory).await.beat(node(1)).await.unwrap());
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn a_caller_that_goes_away_leaves_no_half_of_a_write() {
         assert_eq!(resolved.is_some(), found.is_some());
         assert_eq!(found.map(|record| record.first), resolved.map(|_| Some(queued(run_id(n)))));
     }
-    store.ping().await.unwrap();
+    assert!(!store.beat(node(1)).await.unwrap());
 }
 
 #[tokio::test]

@@ -1,0 +1,122 @@
+//! How this process does, as its engine last knew: the engine writes it down every second, and
+//! `/readyz` tells it without asking the database anything.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Beats come every second, and one that fails is tried again at once: this is an outage.
+const NO_BEAT: Duration = Duration::from_secs(5);
+/// A lost listener is back within a second where the database is. Until then others wake this node
+/// by its own looking once a second.
+const DEAF: Duration = Duration::from_secs(5);
+/// A run that waits for so long while slots are free is not waiting for a slot.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// What is wrong with this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Its engine has not begun, or has ended.
+    NoEngine,
+    /// The database has taken no write of it for so long.
+    NoBeat(Duration),
+    /// It has not heard other nodes for so long.
+    Deaf(Duration),
+    /// A run has waited for so long, although slots are free.
+    Stuck(Duration),
+}
+
+/// The pulse of this process.
+#[derive(Debug, Default)]
+pub struct Pulse(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    beat_at: Option<Instant>,
+    deaf_since: Option<Instant>,
+    waits: Duration,
+}
+
+impl Pulse {
+    /// The database has taken a write.
+    pub fn beat(&self) {
+        self.state().beat_at = Some(Instant::now());
+    }
+
+    /// The engine has ended.
+    pub fn stop(&self) {
+        self.state().beat_at = None;
+    }
+
+    /// This node hears the others, or there are none; or not any more.
+    pub fn hears(&self, hears: bool) {
+        let mut state = self.state();
+        if hears {
+            state.deaf_since = None;
+        } else {
+            state.deaf_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// How long the oldest due run has been waiting although slots are free; zero when none is.
+    pub fn waits(&self, waits: Duration) {
+        self.state().waits = waits;
+    }
+
+    /// What is wrong at this moment; nothing means that all is well.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let state = self.state();
+        let Some(beat_at) = state.beat_at else { return vec![Trouble::NoEngine] };
+        let silent = Some(beat_at.elapsed()).filter(|since| *since >= NO_BEAT);
+        let deaf = state.deaf_since.map(|since| since.elapsed()).filter(|since| *since >= DEAF);
+        let stuck = Some(state.waits).filter(|waits| *waits >= STUCK);
+        let troubles = [
+            silent.map(Trouble::NoBeat),
+            deaf.map(Trouble::Deaf),
+            // What the database does not answer is no news of the queue.
+            stuck.filter(|_| silent.is_none()).map(Trouble::Stuck),
+        ];
+        troubles.into_iter().flatten().collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each field stands for itself: a panic leaves none half-written.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pulse_tells_what_is_wrong_and_nothing_else() {
+        let pulse = Pulse::default();
+        assert_eq!(pulse.troubles(), [Trouble::NoEngine]);
+        pulse.beat();
+        assert_eq!(pulse.troubles(), []);
+        // A listener that was just lost, and a queue that is just long, are no trouble.
+        pulse.hears(false);
+        pulse.waits(Duration::from_secs(29));
+        assert_eq!(pulse.troubles(), []);
+        pulse.waits(Duration::from_secs(31));
+        assert_eq!(pulse.troubles(), [Trouble::Stuck(Duration::from_secs(31))]);
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+        pulse.state().deaf_since = ago(6);
+        pulse.state().beat_at = ago(7);
+        let seconds: Vec<u64> = pulse
+            .troubles()
+            .iter()
+            .map(|trouble| match trouble {
+                Trouble::NoBeat(since) | Trouble::Deaf(since) => since.as_secs(),
+                Trouble::NoEngine | Trouble::Stuck(_) => 0,
+            })
+            .collect();
+        assert_eq!(seconds, [7, 6]);
+        pulse.hears(true);
+        pulse.beat();
+        pulse.waits(Duration::ZERO);
+        assert_eq!(pulse.troubles(), []);
+        pulse.stop();
+        assert_eq!(pulse.troubles(), [Trouble::NoEngine]);
+    }
+}
