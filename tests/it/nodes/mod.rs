@@ -127,9 +127,10 @@ async fn a_listener_that_lost_its_connection_hears_again() {
     let mut admin = postgres::connect(&url).await;
     for _ in 0..3 {
         let ended: Vec<i32> = sqlx::query_scalar(
-            "select l.pid from pg_locks l join pg_database d on d.oid = l.database \
-             where d.datname = current_database() and l.locktype = 'advisory' \
-             and l.objsubid = 1 and pg_terminate_backend(l.pid, 5000)",
+            "with listeners as materialized (select l.pid from pg_locks l join pg_database d \
+             on d.oid = l.database where d.datname = current_database() \
+             and l.locktype = 'advisory' and l.objsubid = 1) \
+             select pid from listeners where pg_terminate_backend(pid, 5000)",
         )
         .fetch_all(&mut admin)
         .await
