@@ -47,7 +47,7 @@ impl Driver {
         self.calls.spawn(async move {
             // The process may have been stopped since this was decided, and others may have been told
             // to ask what became of this call.
-            if !faith.holds() {
+            if !faith.may_act() {
                 return (call_id, Made::NotMade);
             }
             let attempt = AssertUnwindSafe(tool.call(request)).catch_unwind();

@@ -331,9 +331,9 @@ impl Driver {
     /// Waits until this node may act again, and then reads the row: somebody else may have acted
     /// meanwhile.
     pub(super) async fn regain(&mut self) -> Result<(), Stop> {
-        tracing::warn!(run_id = %self.run_id(), "a run waits: this node has not beaten for 12 s");
+        tracing::warn!(run_id = %self.run_id(), "a run waits until this node has beaten again");
         tokio::select! {
-            () = self.faith.settled() => {}
+            () = self.faith.renewed() => {}
             () = self.engine.aborting.cancelled() => return Err(Stop::Abort),
         }
         // A model call was dropped: what it showed is void.

@@ -82,7 +82,11 @@ impl Engine {
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             clock: parts.log.clock.clone(),
-            trust: trust::Trust::new(parts.log.journal.node_id(), parts.log.store.is_exclusive()),
+            trust: trust::Trust::new(
+                parts.log.journal.node_id(),
+                parts.log.pulse.clone(),
+                parts.log.store.is_exclusive(),
+            ),
             plans: plans::Plans::new(parts.log.store.clone(), parts.catalogue),
             log: parts.log,
             models: parts.models,

@@ -66,7 +66,7 @@ impl Engine {
 
     async fn beat(&self) -> Result<()> {
         let node_id = self.log.journal.node_id();
-        let sent = Instant::now();
+        let sent = std::time::Instant::now();
         if self.log.store.beat(node_id).await? {
             self.trust.renew(node_id, sent);
         } else {
@@ -80,7 +80,7 @@ impl Engine {
     async fn be_reborn(&self, dead: NodeId) -> Result<()> {
         tracing::error!(node_id = %dead, "this node was declared dead; going on as a new one");
         let reborn = NodeId::from_uuid(self.clock.uuid());
-        let sent = Instant::now();
+        let sent = std::time::Instant::now();
         self.log.store.register_node(reborn, self.clock.now()).await?;
         self.log.journal.become_node(reborn);
         self.trust.renew(reborn, sent);

@@ -33,6 +33,7 @@ pub struct Pulse(Mutex<State>);
 struct State {
     beat_at: Option<Instant>,
     deaf_since: Option<Instant>,
+    present_at: Option<Instant>,
     waits: Duration,
 }
 
@@ -55,6 +56,16 @@ impl Pulse {
         } else {
             state.deaf_since.get_or_insert_with(Instant::now);
         }
+    }
+
+    /// At that time the other nodes could see that this process is there.
+    pub fn present(&self, at: Instant) {
+        self.state().present_at = Some(at);
+    }
+
+    /// When the other nodes could last see, for sure, that this process is there.
+    pub fn present_at(&self) -> Option<Instant> {
+        self.state().present_at
     }
 
     /// How long the oldest due run has been waiting although slots are free; zero when none is.

@@ -23,8 +23,8 @@ use super::pulse::Pulse;
 
 /// Between two rounds of words: whatever was written meanwhile goes together.
 const ROUND: Duration = Duration::from_millis(20);
-/// How often a silent connection is asked whether it still lives.
-const ASK: Duration = Duration::from_secs(1);
+/// How often the connection is asked whether it still lives; see [`Pulse::present`].
+const ASK: Duration = Duration::from_millis(500);
 /// Between two tries to listen again.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 /// Runs that may wait to be told; of more the others learn by looking.
@@ -189,7 +189,10 @@ impl Listener {
                     if self.journal.node_id() != node_id {
                         return Ok(Ended::Reborn);
                     }
-                    ear.tell(&[]).await?;
+                    let asked = Instant::now();
+                    if ear.ask().await? {
+                        self.pulse.present(asked.into_std());
+                    }
                 }
                 () = tasks.stopped() => {
                     let last = self.wake.take();

@@ -30,10 +30,16 @@ pub trait Ear: Send {
     /// everything again.
     async fn hear(&mut self) -> Result<Hint>;
 
-    /// Tells the others. Without hints it only asks whether the connection still lives. Not
-    /// cancel-safe.
+    /// Tells the others. Not cancel-safe.
     ///
     /// # Errors
     /// As [`Ear::hear`].
     async fn tell(&mut self, hints: &[Hint]) -> Result<()>;
+
+    /// Asks whether the connection lives: `true` says that when this was asked the others could see
+    /// that this process is there. Answers or fails within 1.2 s. Not cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Ear::hear`].
+    async fn ask(&mut self) -> Result<bool>;
 }

@@ -18,8 +18,11 @@ use super::failure;
 
 /// The channel. Channels belong to a database, so two installations on one server do not meet.
 const CHANNEL: &str = "stepwell";
-/// How long opening the connection, or one statement on it, may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long opening the connection may take.
+const OPEN: Duration = Duration::from_secs(3);
+/// How long one statement on it may take. Together with the time between two questions this must stay
+/// below what others wait for before they take a process for dead that has no connection.
+const PATIENCE: Duration = Duration::from_millis(1_200);
 /// The database takes payloads of less than 8,000 bytes: so many run ids of 32 digits fit behind the
 /// sender and the kind.
 const IDS_PER_PAYLOAD: usize = 248;
@@ -54,7 +57,7 @@ struct PgEar {
     locked: bool,
 }
 
-/// Opens a connection, listens on it, and takes the node's lock.
+/// Opens a connection and listens on it. The first question takes the node's lock.
 pub(super) async fn listen(options: &PgConnectOptions, node_id: NodeId) -> Result<Box<dyn Ear>> {
     let open = async {
         // A pool of one, because sqlx's listener wants a pool. Nobody reconnects by it: whoever loses
@@ -64,7 +67,7 @@ pub(super) async fn listen(options: &PgConnectOptions, node_id: NodeId) -> Resul
             .test_before_acquire(false)
             .max_lifetime(None)
             .idle_timeout(None)
-            .acquire_timeout(PATIENCE)
+            .acquire_timeout(OPEN)
             .after_connect(|connection, _| {
                 Box::pin(async move { connection.execute(SETTINGS).await.map(drop) })
             })
@@ -75,13 +78,11 @@ pub(super) async fn listen(options: &PgConnectOptions, node_id: NodeId) -> Resul
         listener.listen(CHANNEL).await?;
         Ok(listener)
     };
-    let listener = match timeout(PATIENCE, open).await {
+    let listener = match timeout(OPEN, open).await {
         Ok(opened) => opened.map_err(failure::of_lease)?,
         Err(_) => return Err(failure::too_late()),
     };
-    let mut ear = PgEar { listener, node_id, locked: false };
-    ear.lock().await?;
-    Ok(Box::new(ear))
+    Ok(Box::new(PgEar { listener, node_id, locked: false }))
 }
 
 #[async_trait]
@@ -97,21 +98,23 @@ impl Ear for PgEar {
     }
 
     async fn tell(&mut self, hints: &[Hint]) -> Result<()> {
-        if hints.is_empty() {
-            return if self.locked { self.ask().await } else { self.lock().await };
-        }
         let payloads: Vec<String> =
             hints.iter().flat_map(|hint| write(self.node_id, hint)).collect();
         let notify = sqlx::query(NOTIFY).bind(payloads).execute(&mut self.listener);
         in_time(notify).await.map(drop)
     }
+
+    async fn ask(&mut self) -> Result<bool> {
+        if self.locked {
+            in_time(self.listener.execute(ASK)).await?;
+        } else {
+            self.lock().await?;
+        }
+        Ok(self.locked)
+    }
 }
 
 impl PgEar {
-    async fn ask(&mut self) -> Result<()> {
-        in_time(self.listener.execute(ASK)).await.map(drop)
-    }
-
     /// Takes the node's lock. An earlier connection of this process may still have it, until the
     /// database finds that connection dead: then the next time.
     async fn lock(&mut self) -> Result<()> {

@@ -7,7 +7,7 @@ mod agents;
 mod appends;
 mod creations;
 mod differential;
-mod fixtures;
+pub mod fixtures;
 mod guests;
 mod lists;
 mod logs;
