@@ -13,6 +13,7 @@
 //! They run apart from all other tests, a few at a time (`tests/run.sh`), for they measure seconds.
 //! Each is short by default and long with `STEPWELL_TEST_FULL=1`; see [`crate::support::profile`].
 
+mod commits;
 mod judge;
 mod kills;
 mod readers;
@@ -49,4 +50,17 @@ async fn create(client: &Client, agent_id: &str) -> String {
     let path = format!("/v1/agents/{agent_id}/runs");
     let run = client.post(&path, &json!({"input": "Go"})).await.expect(202);
     run["run_id"].as_str().expect("run_id").to_owned()
+}
+
+/// How many runs the server lists, page by page.
+async fn count_runs(client: &Client) -> usize {
+    let (mut count, mut after) = (0, String::new());
+    loop {
+        let page = client.get(&format!("/v1/runs?limit=100{after}")).await.expect(200);
+        count += page["data"].as_array().expect("data").len();
+        if page["has_more"] != true {
+            return count;
+        }
+        after = format!("&after={}", page["last_id"].as_str().expect("an id"));
+    }
 }

@@ -208,7 +208,8 @@ impl Cluster {
     /// `kill -9` of the server and all of its processes, as if the machine had lost its power (but
     /// for what the kernel has in memory).
     pub fn kill(&self) {
-        let pid = std::fs::read_to_string(self.home.join("data/postmaster.pid")).expect("a pid");
+        let pid_file = self.home.join("data/postmaster.pid");
+        let pid = std::fs::read_to_string(&pid_file).expect("a pid");
         let pid = pid.lines().next().expect("a pid").to_owned();
         // Frozen first, so that it starts no process that nobody kills.
         run(Command::new("kill").args(["-STOP", &pid]));
@@ -218,6 +219,8 @@ impl Cluster {
         while family.iter().any(|pid| is_alive(pid)) {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
+        // A zombie that nobody has reaped yet would be taken for a server that runs.
+        std::fs::remove_file(pid_file).expect("the file of a dead server");
     }
 
     /// Stops the server at once; it closes all connections.
