@@ -16,7 +16,10 @@
 mod commits;
 mod judge;
 mod kills;
+mod outages;
+mod power;
 mod readers;
+mod talker;
 
 use std::time::Duration;
 

@@ -17,8 +17,10 @@ use tokio::task::JoinSet;
 use crate::support::client::{Client, Frame, Stream};
 use crate::support::random::Random;
 
-/// Before a reader tries again after a connection that could not be made; an `EventSource` waits longer.
+/// Before a reader tries again after a connection that could not be made, or a 503; an `EventSource`
+/// waits longer.
 const RETRY: Duration = Duration::from_millis(25);
+const AWAY: Duration = Duration::from_millis(500);
 /// Events after which a reader drops its connection, at most.
 const PATIENCE: u64 = 120;
 /// How long readers have to see the ends of their runs once the faults are over.
@@ -217,7 +219,10 @@ impl Reader {
         let response = node.request(Method::GET, &path).send().await.ok()?;
         match response.status().as_u16() {
             200 => Some(Stream::new(response)),
-            503 => None,
+            503 => {
+                tokio::time::sleep(AWAY).await;
+                None
+            }
             status => {
                 let text = response.text().await.unwrap_or_default();
                 let run_id = &self.run_id;

@@ -183,8 +183,7 @@ impl Cluster {
                 let port = free_port();
                 let mut options = format!(
                     "-c port={port} -c listen_addresses=127.0.0.1 -c max_connections=300 \
-                     -c unix_socket_directories={}",
-                    home.display()
+                     -c unix_socket_directories=",
                 );
                 for setting in settings {
                     options.push_str(" -c ");
