@@ -6,6 +6,8 @@ mod cli;
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod domain;
 #[cfg(test)]
 mod house;

@@ -4,6 +4,9 @@ pub mod client;
 pub mod databases;
 pub mod model_server;
 pub mod postgres;
+pub mod profile;
+pub mod proxy;
+pub mod random;
 pub mod server;
 
 /// Runs each of these tests (`async fn(database_url: String)`) on an empty database of each kind.

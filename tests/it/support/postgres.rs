@@ -139,6 +139,9 @@ fn fingerprint() -> String {
 pub struct Cluster {
     /// The superuser's URL, without the name of a database.
     pub url: String,
+    home: PathBuf,
+    /// What the server is started with.
+    options: String,
     /// Stops the server and removes its files when its standard input ends: when this is dropped, or
     /// the process that holds the other end dies, even by `kill -9`.
     undertaker: Child,
@@ -147,9 +150,14 @@ pub struct Cluster {
 impl Cluster {
     /// Makes and starts a cluster with these settings (`name=value`) over its defaults.
     pub fn start(settings: &[&str]) -> Self {
+        Self::start_in(&std::env::temp_dir(), settings)
+    }
+
+    /// Makes and starts a cluster in this folder, for example on a disk of its own.
+    pub fn start_in(folder: &Path, settings: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let home = std::env::temp_dir().join(format!("stepwell-pg-{}-{count}", std::process::id()));
+        let home = folder.join(format!("stepwell-pg-{}-{count}", std::process::id()));
         let _ = std::fs::remove_dir_all(&home);
         std::fs::create_dir_all(&home).expect("a directory");
         if is_root() {
@@ -170,36 +178,92 @@ impl Cluster {
             .spawn()
             .expect("an undertaker");
         // Somebody else may take the free port first: then another one.
-        let port = (0..10)
+        let (port, options) = (0..10)
             .find_map(|_| {
                 let port = free_port();
                 let mut options = format!(
                     "-c port={port} -c listen_addresses=127.0.0.1 -c max_connections=300 \
-                     -c unix_socket_directories={}",
-                    home.display()
+                     -c unix_socket_directories=",
                 );
                 for setting in settings {
                     options.push_str(" -c ");
                     options.push_str(setting);
                 }
-                let started = as_postgres(&bin.join("pg_ctl"))
-                    .args(["start", "--wait", "--silent", "-D"])
-                    .arg(&data)
-                    .arg("--log")
-                    .arg(home.join("log"))
-                    .args(["-o", &options])
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .status();
-                started.is_ok_and(|status| status.success()).then_some(port)
+                pg_ctl_start(&home, &options).then_some((port, options))
             })
             .unwrap_or_else(|| {
                 let log = std::fs::read_to_string(home.join("log"));
                 panic!("the cluster does not start: {}", log.unwrap_or_default())
             });
-        Self { url: format!("postgres://postgres@127.0.0.1:{port}"), undertaker }
+        let url = format!("postgres://postgres@127.0.0.1:{port}");
+        Self { url, home, options, undertaker }
     }
+
+    /// The URL of a fresh database without any table.
+    pub async fn empty_database(&self) -> String {
+        fresh(&self.url, None).await
+    }
+
+    /// `kill -9` of the server and all of its processes, as if the machine had lost its power (but
+    /// for what the kernel has in memory).
+    pub fn kill(&self) {
+        let pid_file = self.home.join("data/postmaster.pid");
+        let pid = std::fs::read_to_string(&pid_file).expect("a pid");
+        let pid = pid.lines().next().expect("a pid").to_owned();
+        // Frozen first, so that it starts no process that nobody kills.
+        run(Command::new("kill").args(["-STOP", &pid]));
+        let family: Vec<String> = children(&pid).into_iter().chain([pid]).collect();
+        run(Command::new("kill").arg("-KILL").args(&family));
+        // The next server refuses to start while an old process holds the shared memory.
+        while family.iter().any(|pid| is_alive(pid)) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // A zombie that nobody has reaped yet would be taken for a server that runs.
+        std::fs::remove_file(pid_file).expect("the file of a dead server");
+    }
+
+    /// Stops the server at once; it closes all connections.
+    pub fn stop(&self) {
+        run(as_postgres(&bin().join("pg_ctl"))
+            .args(["stop", "--mode=fast", "--silent", "-D"])
+            .arg(self.home.join("data")));
+    }
+
+    /// Starts the server again, on the same data and port.
+    pub fn start_again(&self) {
+        if !pg_ctl_start(&self.home, &self.options) {
+            let log = std::fs::read_to_string(self.home.join("log"));
+            panic!("the cluster does not start again: {}", log.unwrap_or_default());
+        }
+    }
+}
+
+fn pg_ctl_start(home: &Path, options: &str) -> bool {
+    let started = as_postgres(&bin().join("pg_ctl"))
+        .args(["start", "--wait", "--silent", "-D"])
+        .arg(home.join("data"))
+        .arg("--log")
+        .arg(home.join("log"))
+        .args(["-o", options])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    started.is_ok_and(|status| status.success())
+}
+
+/// The processes that this one started.
+fn children(parent: &str) -> Vec<String> {
+    let listed = Command::new("ps").args(["-o", "pid=", "--ppid", parent]).output().expect("ps");
+    let listed = String::from_utf8(listed.stdout).expect("numbers");
+    listed.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Whether the process is there and no zombie.
+fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 impl Drop for Cluster {

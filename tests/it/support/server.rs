@@ -1,4 +1,6 @@
 //! A real server: the binary, as a process, on a database and a port of its own.
+//!
+//! Several setups with the same Postgres URL are nodes of one cluster.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -41,21 +43,50 @@ impl Drop for Folder {
 pub struct Setup {
     pub database_url: String,
     pub yaml: String,
+    /// More arguments for `serve`.
+    pub args: Vec<String>,
+    /// 0: another one at every start.
+    port: u16,
     folder: Folder,
 }
 
 impl Setup {
     pub fn new(database_url: impl Into<String>, yaml: impl Into<String>) -> Self {
-        Self { database_url: database_url.into(), yaml: yaml.into(), folder: Folder::new() }
+        Self {
+            database_url: database_url.into(),
+            yaml: yaml.into(),
+            args: Vec::new(),
+            port: 0,
+            folder: Folder::new(),
+        }
+    }
+
+    /// The same with a port that stays, so that clients find the server again after a restart.
+    #[must_use]
+    pub fn on_a_port_that_stays(mut self) -> Self {
+        self.port = port_that_stays();
+        self
+    }
+
+    /// A client of the server that is or will be at this setup's port.
+    pub fn client(&self) -> Client {
+        assert_ne!(self.port, 0, "the port is another one at every start");
+        Client::new(&format!("http://127.0.0.1:{}", self.port))
     }
 
     pub async fn start(&self) -> Server {
+        self.try_start().await.unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// A server, or what was logged by one that did not start.
+    pub async fn try_start(&self) -> Result<Server, String> {
         let config = self.folder.path().join("stepwell.yaml");
         std::fs::write(&config, &self.yaml).expect("the configuration is written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_stepwell"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+            .args(["serve", "--listen", &format!("127.0.0.1:{}", self.port), "--config"])
             .arg(&config)
             .args(["--database-url", &self.database_url])
+            .args(&self.args)
             .env("STEPWELL_LOG_FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -81,9 +112,21 @@ impl Setup {
         let Ok(Ok(address)) = address else {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("the server did not start:\n{}", log.lock().expect("log"));
+            return Err(log.lock().expect("log").clone());
         };
-        Server { child, client: Client::new(&format!("http://{address}")), log }
+        Ok(Server { child, client: Client::new(&format!("http://{address}")), log })
+    }
+}
+
+/// A port that the kernel gives to nobody by itself, not even while the server is down.
+fn port_that_stays() -> u16 {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    loop {
+        let n = COUNT.fetch_add(1, Ordering::Relaxed) + std::process::id() as usize * 37;
+        let port = 10_000 + u16::try_from(n % 10_000).expect("a port");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 
@@ -100,6 +143,32 @@ impl Server {
         self.log.lock().expect("log").clone()
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal, like `TERM`, `STOP` or `CONT`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill");
+        assert!(sent.success(), "SIG{name} was sent");
+    }
+
+    /// Resolves when it says that it can take work.
+    pub async fn ready(&self) {
+        let until = std::time::Instant::now() + START;
+        while self.client.get("/readyz").await.status != 200 {
+            assert!(std::time::Instant::now() < until, "it is not ready:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Whether its process still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("waited").is_none()
+    }
+
     /// SIGKILL: no good-byes.
     pub fn kill(mut self) {
         self.child.kill().expect("killed");
@@ -107,10 +176,13 @@ impl Server {
     }
 
     /// SIGTERM, and waits until it is gone.
-    pub async fn terminate(mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill");
-        assert!(sent.success(), "SIGTERM was sent");
+    pub async fn terminate(self) -> ExitStatus {
+        self.signal("TERM");
+        self.gone().await
+    }
+
+    /// Waits until it is gone.
+    pub async fn gone(mut self) -> ExitStatus {
         let until = std::time::Instant::now() + STOP;
         loop {
             if let Some(status) = self.child.try_wait().expect("waited") {
