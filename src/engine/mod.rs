@@ -15,9 +15,9 @@ mod call_tools;
 mod claim;
 mod drive;
 mod node;
-mod observe;
+pub mod observe;
 mod plans;
-mod trust;
+pub mod trust;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

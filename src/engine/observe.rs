@@ -32,8 +32,8 @@ struct Still {
     beat: i64,
     /// For how long the beat was seen standing still.
     stood: Duration,
-    /// For how long of that its process was not there.
-    gone: Duration,
+    /// For how long of that its process was not there; `None` while it was.
+    gone: Option<Duration>,
 }
 
 impl Observer {
@@ -48,11 +48,13 @@ impl Observer {
         for Neighbour { seen, listens } in neighbours {
             let before = self.still.get(&seen.node_id).filter(|before| before.beat == seen.beat);
             let stood = before.map_or(Duration::ZERO, |before| before.stood + since);
-            let gone = match (before, listens) {
-                (Some(before), Some(false)) => before.gone + since,
-                (None, _) | (_, Some(true) | None) => Duration::ZERO,
+            // Counted from the first look that missed it: it may have been there until just before.
+            let gone = match (before.and_then(|before| before.gone), listens) {
+                (Some(gone), Some(false)) => Some(gone + since),
+                (None, Some(false)) => Some(Duration::ZERO),
+                (_, Some(true) | None) => None,
             };
-            if stood >= DEAD_AFTER || gone >= GONE_AFTER {
+            if stood >= DEAD_AFTER || gone.is_some_and(|gone| gone >= GONE_AFTER) {
                 dead.push(*seen);
             }
             still.insert(seen.node_id, Still { beat: seen.beat, stood, gone });
@@ -129,6 +131,7 @@ mod tests {
         assert_eq!(look(&mut observer, 62, true), 0);
         // We were stopped for a minute: so the others may have been.
         assert_eq!(look(&mut observer, 122, false), 0);
-        assert_eq!(look(&mut observer, 123, false), 1);
+        assert_eq!(look(&mut observer, 123, false), 0);
+        assert_eq!(look(&mut observer, 124, false), 1);
     }
 }

@@ -7,7 +7,9 @@
 //!   they say could not be written down any more. Until then an outage costs nothing.
 //! - It begins something that may not happen twice only within 1.7 s of a proof that nobody can have
 //!   taken over: a beat that succeeded, or an answer to its ear (while that has a connection, 15 s are
-//!   what counts, of which 12 must not be over).
+//!   what counts, of which 12 must not be over). A connection that was lost and made again between two
+//!   looks of the others is none to them: so it counts only once a beat was sent behind it, which they
+//!   cannot overlook.
 //!
 //! Both are looked at whenever something outbound is polled, so a process that was stopped for a minute
 //! finds out before it sends another byte. And a driver believes in the node that it began under: when
@@ -22,7 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use crate::domain::ids::NodeId;
-use crate::log::pulse::Pulse;
+use crate::log::pulse::{Presence, Pulse};
 
 /// Below the 15 s after which others take over, with room for a request on its way.
 const TRUSTED_FOR: Duration = Duration::from_secs(12);
@@ -34,8 +36,8 @@ const PROOF_HOLDS: Duration = Duration::from_millis(1_700);
 pub struct Proof {
     /// When the last beat that succeeded was sent.
     pub beat_sent: Instant,
-    /// When the last question to the ear that was answered was sent.
-    pub ear_asked: Option<Instant>,
+    /// The connection of the ear.
+    pub ear: Option<Presence>,
 }
 
 impl Proof {
@@ -46,7 +48,8 @@ impl Proof {
 
     /// Whether something may begin that must not happen twice.
     pub fn may_act(&self, now: Instant) -> bool {
-        let newest = self.ear_asked.map_or(self.beat_sent, |asked| asked.max(self.beat_sent));
+        let seen = self.ear.filter(|ear| self.beat_sent >= ear.since);
+        let newest = seen.map_or(self.beat_sent, |ear| ear.asked.max(self.beat_sent));
         self.holds(now) && now < newest + PROOF_HOLDS
     }
 }
@@ -109,7 +112,7 @@ impl Faith {
 
     fn test(&self, says: fn(&Proof, Instant) -> bool) -> bool {
         let State { node_id, beat_sent } = self.trust.state();
-        let proof = Proof { beat_sent, ear_asked: self.trust.pulse.present_at() };
+        let proof = Proof { beat_sent, ear: self.trust.pulse.presence() };
         node_id == self.node_id && (self.trust.unconditional || says(&proof, Instant::now()))
     }
 
@@ -199,7 +202,10 @@ mod tests {
     fn what_must_not_happen_twice_begins_only_behind_a_fresh_proof() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let proof = |beat, ear: Option<u64>| Proof { beat_sent: at(beat), ear_asked: ear.map(at) };
+        let proof = |beat, asked: Option<u64>| {
+            let ear = asked.map(|asked| Presence { since: at(0), asked: at(asked) });
+            Proof { beat_sent: at(beat), ear }
+        };
         // A beat, and nothing else.
         assert!(proof(0, None).may_act(at(1_699)) && !proof(0, None).may_act(at(1_700)));
         // The ear has a connection: others wait for 15 s.
@@ -208,6 +214,10 @@ mod tests {
         // But not for longer.
         assert!(proof(0, Some(11_900)).may_act(at(11_999)));
         assert!(!proof(0, Some(11_900)).may_act(at(12_000)));
+        // A connection that was made after the last beat proves nothing yet.
+        let ear = Some(Presence { since: at(5_000), asked: at(9_000) });
+        assert!(!Proof { beat_sent: at(4_000), ear }.may_act(at(9_100)));
+        assert!(Proof { beat_sent: at(6_000), ear }.may_act(at(9_100)));
         // What is under way goes on without.
         assert!(proof(0, None).holds(at(11_999)) && !proof(0, None).holds(at(12_000)));
         assert!(PROOF_HOLDS < super::super::observe::GONE_AFTER);

@@ -25,6 +25,15 @@ pub enum Trouble {
     Stuck(Duration),
 }
 
+/// A connection by which the other nodes could see that this process is there.
+#[derive(Debug, Clone, Copy)]
+pub struct Presence {
+    /// It has been there since this moment at the latest.
+    pub since: Instant,
+    /// When the last question to it that was answered was sent.
+    pub asked: Instant,
+}
+
 /// The pulse of this process.
 #[derive(Debug, Default)]
 pub struct Pulse(Mutex<State>);
@@ -33,7 +42,7 @@ pub struct Pulse(Mutex<State>);
 struct State {
     beat_at: Option<Instant>,
     deaf_since: Option<Instant>,
-    present_at: Option<Instant>,
+    presence: Option<Presence>,
     waits: Duration,
 }
 
@@ -58,14 +67,14 @@ impl Pulse {
         }
     }
 
-    /// At that time the other nodes could see that this process is there.
-    pub fn present(&self, at: Instant) {
-        self.state().present_at = Some(at);
+    /// The other nodes could see that this process is there, or cannot any more.
+    pub fn present(&self, presence: Option<Presence>) {
+        self.state().presence = presence;
     }
 
-    /// When the other nodes could last see, for sure, that this process is there.
-    pub fn present_at(&self) -> Option<Instant> {
-        self.state().present_at
+    /// How the other nodes could last see, for sure, that this process is there.
+    pub fn presence(&self) -> Option<Presence> {
+        self.state().presence
     }
 
     /// How long the oldest due run has been waiting although slots are free; zero when none is.

@@ -19,7 +19,7 @@ use crate::store::{Ear, Hint, Result, SharedStore};
 use super::desk::Desk;
 use super::journal::Journal;
 use super::live::Live;
-use super::pulse::Pulse;
+use super::pulse::{Presence, Pulse};
 
 /// Between two rounds of words: whatever was written meanwhile goes together.
 const ROUND: Duration = Duration::from_millis(20);
@@ -159,6 +159,7 @@ impl Listener {
                 Ok(Ended::Reborn) => {}
                 Err(error) => {
                     self.pulse.hears(false);
+                    self.pulse.present(None);
                     if std::mem::take(&mut heard) {
                         tracing::warn!(%error, "other nodes are not heard; looking once a second");
                     }
@@ -176,6 +177,7 @@ impl Listener {
         let mut ask = interval(ASK);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next_round = Instant::now();
+        let mut since = None;
         loop {
             let waiting = !self.wake.is_empty();
             tokio::select! {
@@ -189,9 +191,10 @@ impl Listener {
                     if self.journal.node_id() != node_id {
                         return Ok(Ended::Reborn);
                     }
-                    let asked = Instant::now();
+                    let asked = std::time::Instant::now();
                     if ear.ask().await? {
-                        self.pulse.present(asked.into_std());
+                        let since = *since.get_or_insert_with(std::time::Instant::now);
+                        self.pulse.present(Some(Presence { since, asked }));
                     }
                 }
                 () = tasks.stopped() => {

@@ -53,6 +53,15 @@ pub async fn sqlite() -> Database {
     Database { name: "sqlite", store: Arc::new(store), _directory: Some(directory) }
 }
 
+/// A new SQLite file in memory, where there is such a place: for what is done ten thousand times.
+pub async fn sqlite_in_memory() -> Database {
+    let memory = std::path::Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let directory = Directory::in_folder(&place);
+    let store = open_sqlite(&directory, Options::default()).await;
+    Database { name: "sqlite", store: Arc::new(store), _directory: Some(directory) }
+}
+
 /// The database of a directory, migrated.
 pub async fn open_sqlite(directory: &Directory, options: Options) -> SqliteStore {
     let store = SqliteStore::open(directory.file(), options).await.unwrap();
@@ -71,8 +80,12 @@ pub struct Directory(PathBuf);
 
 impl Directory {
     pub fn new() -> Self {
+        Self::in_folder(&std::env::temp_dir())
+    }
+
+    fn in_folder(folder: &std::path::Path) -> Self {
         let name = format!("stepwell-test-{}", Clock::system().uuid().simple());
-        let path = std::env::temp_dir().join(name);
+        let path = folder.join(name);
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }

@@ -14,6 +14,11 @@ impl Random {
         Self(seed)
     }
 
+    /// The numbers of this seed.
+    pub const fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// Another source of numbers, for a task of its own.
     pub fn fork(&mut self) -> Self {
         Self(self.next())
