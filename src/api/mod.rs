@@ -26,6 +26,7 @@ pub mod pages;
 pub mod query;
 pub mod reply;
 pub mod sse;
+pub mod streams;
 pub mod v1;
 
 #[cfg(test)]
@@ -46,6 +47,7 @@ use crate::shutdown::Tasks;
 
 pub use auth::AdminKey;
 pub use error::{ApiError, ErrorCode};
+use streams::Streams;
 
 /// Everything that handlers need.
 #[derive(Clone)]
@@ -58,6 +60,8 @@ pub struct ApiState {
     pub stop: CancellationToken,
     /// With a key, every request under `/v1` must show it; without one, the server is open.
     pub admin_key: Option<AdminKey>,
+    /// The event streams that are open.
+    pub streams: Streams,
     /// Web pages of these origins may call; empty means none.
     pub cors_origins: Arc<[HeaderValue]>,
 }

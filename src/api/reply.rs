@@ -195,7 +195,7 @@ pub fn run_response(status: StatusCode, run: &Run) -> Result<Response, ApiError>
 /// The run's events after `after`, as an answer: 204 when nothing is left to come.
 ///
 /// # Errors
-/// `invalid_cursor` for a cursor past the head.
+/// `invalid_cursor` for a cursor past the head; `overloaded`.
 pub fn stream(
     state: &ApiState,
     caller: &Caller,
@@ -222,8 +222,14 @@ fn open(
     if record.row.status.is_final() && after == record.last_seq {
         return Ok(None);
     }
+    let place = state.streams.open(caller.workspace_id).ok_or_else(|| {
+        ApiError::new(
+            super::ErrorCode::Overloaded,
+            "There are as many open event streams as there may be.",
+        )
+    })?;
     let (state, caller, run_id) = (state.clone(), caller.clone(), record.row.run_id);
-    Ok(Some(EventStream { state, caller, run_id, after, filter, on_disconnect: None }))
+    Ok(Some(EventStream { state, caller, run_id, after, filter, place, on_disconnect: None }))
 }
 
 impl ApiState {

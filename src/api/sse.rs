@@ -22,13 +22,12 @@ use crate::domain::event::{Entry, EventType};
 use crate::domain::ids::RunId;
 
 use super::disconnect::OnDisconnect;
+use super::streams::OpenStream;
 use super::{ApiError, ApiState, query};
 
 /// After so much silence a comment is sent: proxies close what looks dead, and a write is how a
 /// dead client is noticed.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Streams end after so long and are taken up again: no deployment waits for a reader.
-const ROTATION: Duration = Duration::from_secs(30 * 60);
 /// What surrounds an event's text: the longest type, a seq of ten digits, and the field names.
 const FRAME_BYTES: usize = 64;
 
@@ -150,6 +149,8 @@ pub struct EventStream {
     pub after: i32,
     /// Which types.
     pub filter: EventFilter,
+    /// Its place among the streams of this node.
+    pub place: OpenStream,
     /// Held until the stream has ended, when the client's going away cancels the run.
     pub on_disconnect: Option<OnDisconnect>,
 }
@@ -165,7 +166,7 @@ impl EventStream {
             let mut cursor = self.state.app.follow(&self.caller, self.run_id, self.after);
             let stop = self.state.stop.clone();
             let stopped = stop.cancelled();
-            let rotate_at = Instant::now() + ROTATION;
+            let rotate_at = Instant::now() + self.state.streams.lifetime();
             let mut last_sent = Instant::now();
             // One timer, looked at when it fires, and not moved at every event.
             let timer = tokio::time::sleep_until(last_sent + SILENCE);

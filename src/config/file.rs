@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::domain::agent::AgentSettings;
 use crate::domain::ids::AgentId;
 
+use super::edge::EdgeSection;
 use super::{ConfigError, LogFormat};
 
 /// The whole file. Every key may be left out.
@@ -22,6 +23,7 @@ pub struct File {
     pub(super) providers: BTreeMap<String, Provider>,
     pub(super) agents: BTreeMap<AgentId, AgentSettings>,
     pub(super) cors: Cors,
+    pub(super) edge: EdgeSection,
     pub(super) unsafe_durability: Option<bool>,
     pub(super) log: Log,
     pub(super) retention: Retention,

@@ -13,6 +13,7 @@
 
 mod address;
 mod demo;
+mod edge;
 mod file;
 mod flags;
 mod providers;
@@ -35,6 +36,7 @@ use crate::models::ProviderSettings;
 
 pub use address::DatabaseUrl;
 pub use demo::DEMO;
+pub use edge::Edge;
 pub use file::File;
 pub use flags::{Flags, LogFormat};
 
@@ -131,6 +133,8 @@ pub struct Config {
     pub cors_allow_origins: Vec<String>,
     /// Start even on a database that may lose what it has confirmed.
     pub unsafe_durability: bool,
+    /// What clients may take.
+    pub edge: Edge,
     /// How the log is written.
     pub log: LogConfig,
     /// How long logs are kept.
@@ -227,6 +231,7 @@ impl Config {
             cors_allow_origins: address::origins(&origins)?,
             unsafe_durability: flags.unsafe_durability
                 || file.unsafe_durability.unwrap_or_default(),
+            edge: file.edge.resolve()?,
             log: LogConfig {
                 format: flags.log_format.or(file.log.format).unwrap_or(default_format),
                 filter: given(flags.log, file.log.level, "info"),

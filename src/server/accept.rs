@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,12 +16,19 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt as _;
 
+use crate::clock::Clock;
+use crate::config::Edge;
 use crate::shutdown::Tasks;
 
-/// How long a client may take to send its request's head.
+use super::places::{Full, Place, Places};
+use super::stall::Patient;
+
+/// How long a client may take to send its request's head, the silence before it included.
 const HEADERS: Duration = Duration::from_secs(10);
 /// The largest head, path included; larger ones are answered 431 by hyper.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -33,6 +41,16 @@ const OUT_OF_SOCKETS: Duration = Duration::from_millis(100);
 /// back at once, and each of those then waits a second for its second try.
 const BACKLOG: u32 = 4_096;
 
+/// Bytes that the system keeps for a client which reads slowly (it doubles the number). Left to itself
+/// it would take up to 4 MiB for each, of its own memory. On a network with a round trip of 100 ms this
+/// still carries a megabyte a second.
+const SEND_BUFFER: u32 = 64 * 1024;
+
+/// Clients that are told at the same time that there is no place for them; more are just cut off.
+const MAX_REFUSALS: usize = 256;
+/// How long telling it may take.
+const REFUSAL: Duration = Duration::from_secs(1);
+
 /// Listens at an address.
 ///
 /// # Errors
@@ -40,12 +58,14 @@ const BACKLOG: u32 = 4_096;
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    // Handed down to every connection.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
 /// Serves `router` on `listener` until `tasks` stop; then lets open requests finish for a moment.
-pub async fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
+pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Tasks) {
     let graceful = GracefulShutdown::new();
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -56,10 +76,12 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
         .pipeline_flush(true);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
     let connections = Tasks::new();
+    let places = Places::new(edge.max_connections, edge.max_connections_per_address);
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     loop {
-        let stream = tokio::select! {
+        let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     pause_after(&error).await;
                     continue;
@@ -70,7 +92,17 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection came without TCP_NODELAY");
         }
-        connections.spawn(connection(&builder, stream, router.clone(), &graceful));
+        match places.take(address.ip()) {
+            Ok(place) => {
+                let stream = Patient::new(stream, edge.stall);
+                connections.spawn(connection(&builder, stream, router.clone(), &graceful, place));
+            }
+            Err(full) => {
+                if let Ok(permit) = refusals.clone().try_acquire_owned() {
+                    connections.spawn(refuse(stream, full, permit));
+                }
+            }
+        }
     }
     drop(listener);
     if tokio::time::timeout(GOODBYE, graceful.shutdown()).await.is_err() {
@@ -80,9 +112,10 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
 
 fn connection(
     builder: &Builder<TokioExecutor>,
-    stream: TcpStream,
+    stream: Patient<TcpStream>,
     router: Router,
     graceful: &GracefulShutdown,
+    place: Place,
 ) -> impl Future<Output = ()> + Send + 'static {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
@@ -94,11 +127,41 @@ fn connection(
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     let watched = graceful.watch(connection);
     async move {
+        let _place = place;
         // Clients that go away, or talk no HTTP, are no news.
         if let Err(error) = watched.await {
             tracing::trace!(error = %error, "a connection ended early");
         }
     }
+}
+
+/// Tells a client in the documented shape that there is no place for it, before it has asked anything.
+async fn refuse(mut stream: TcpStream, full: Full, _permit: OwnedSemaphorePermit) {
+    let message = match full {
+        Full::All => "The server has as many connections as it may have.",
+        Full::Address => "Your address has as many connections as it may have.",
+    };
+    let body = format!(
+        "{{\"error\":\"overloaded\",\"message\":\"{message}\",\"details\":{{}},\
+         \"suggested_action\":\"Close connections that you do not need, wait \
+         retry_after_seconds, then send the same request.\",\
+         \"retry\":true,\"retry_after_seconds\":1,\"request_id\":\"req_{}\"}}",
+        Clock::system().uuid().simple()
+    );
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let tell = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // What it sends must be read, or it would be reset before it has read the answer.
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    let _ = tokio::time::timeout(REFUSAL, tell).await;
 }
 
 async fn pause_after(error: &io::Error) {

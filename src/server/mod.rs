@@ -3,6 +3,8 @@
 //! Nothing is decided here; it only says who knows whom.
 
 mod accept;
+mod places;
+mod stall;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +12,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+use crate::api::streams::{StreamLimits, Streams};
 use crate::api::{self, AdminKey, ApiState};
 use crate::app::agents::NewAgent;
 use crate::app::config_agents::SyncError;
 use crate::app::{App, Links};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Edge};
 use crate::domain::ids::NodeId;
 use crate::engine::{Engine, Parts};
 use crate::log::Log;
@@ -67,6 +70,7 @@ pub struct Server {
     listener: TcpListener,
     address: std::net::SocketAddr,
     router: axum::Router,
+    limits: Edge,
     engine: Arc<Engine>,
     store: SharedStore,
     /// What stops first: connections and streams.
@@ -144,9 +148,15 @@ impl Server {
             tasks: work.clone(),
             stop: edge.token(),
             admin_key: config.admin_key.as_ref().map(AdminKey::new),
+            streams: Streams::new(StreamLimits {
+                most: config.edge.max_streams,
+                most_per_workspace: config.edge.max_streams_per_workspace,
+                lifetime: config.edge.stream_lifetime,
+            }),
             cors_origins: config.cors_allow_origins.iter().filter_map(|o| o.parse().ok()).collect(),
         });
-        Ok(Self { listener, address, router, engine, store, edge, work, journal })
+        let limits = config.edge;
+        Ok(Self { listener, address, router, limits, engine, store, edge, work, journal })
     }
 
     /// Where it listens, with the port that the system chose if it was asked to.
@@ -157,10 +167,10 @@ impl Server {
     /// Serves until `stop` resolves, then drains: streams end politely, runs are handed back at the
     /// end of a step, everything that was shown or promised is durable.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { listener, router, engine, store, edge, work, journal, .. } = self;
+        let Self { listener, router, limits, engine, store, edge, work, journal, .. } = self;
         let serving = edge.spawn({
             let edge = edge.clone();
-            async move { accept::serve(listener, router, &edge).await }
+            async move { accept::serve(listener, router, limits, &edge).await }
         });
         stop.await;
         tracing::info!(

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use super::streams::{StreamLimits, Streams};
 use super::{AdminKey, ApiState, router};
 use crate::app::{App, Links};
 use crate::clock::Clock;
@@ -29,6 +30,11 @@ fn state() -> ApiState {
         tasks: Tasks::new(),
         stop: CancellationToken::new(),
         admin_key: None,
+        streams: Streams::new(StreamLimits {
+            most: 10,
+            most_per_workspace: 10,
+            lifetime: std::time::Duration::from_secs(1),
+        }),
         cors_origins: Arc::new([]),
     }
 }

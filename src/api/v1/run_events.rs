@@ -13,6 +13,7 @@ use crate::api::pages::{self, PageQuery, StepList};
 use crate::api::query::Query;
 use crate::api::sse::{self, EventFilter};
 use crate::api::{ApiError, ApiState, accept, reply};
+use crate::app::Caller;
 use crate::domain::ids::RunId;
 use crate::domain::page::Order;
 
@@ -50,20 +51,33 @@ pub async fn stream_run_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     accept::a_stream(&headers)?;
-    let record = state.app.get_run(&caller, run_id.id()?).await;
-    let query: Result<EventsQuery, _> = query.read();
+    let run_id = run_id.id()?;
+    let query = query.read::<EventsQuery>();
     let after = query.as_ref().ok().and_then(|query| query.after.as_deref());
     let after = sse::cursor(headers.get("last-event-id"), after);
-    let record = match record {
-        Err(error) if error.is_passing() && accept::prefers_stream(&headers) => {
-            return Ok(sse::come_back(state.app.clock().chance(), after?));
+    let last_seq = *after.as_ref().unwrap_or(&0);
+    match open_run_events(&state, &caller, run_id, query, after).await {
+        // A browser's EventSource gives up for good on an error: it is asked to come back instead.
+        Err(error) if error.code().retry() && accept::prefers_stream(&headers) => {
+            Ok(sse::come_back(state.app.clock().chance(), last_seq))
         }
-        record => record?,
-    };
+        answer => answer,
+    }
+}
+
+async fn open_run_events(
+    state: &ApiState,
+    caller: &Caller,
+    run_id: RunId,
+    query: Result<EventsQuery, ApiError>,
+    after: Result<i32, ApiError>,
+) -> Result<Response, ApiError> {
+    // A run that is not there is told first.
+    let record = state.app.get_run(caller, run_id).await?;
     let (query, after) = (query?, after?);
     let types = query.types.as_deref().filter(|types| !types.is_empty());
     let filter = types.map_or(Ok(EventFilter::ALL), EventFilter::parse)?;
-    reply::stream(&state, &caller, &record, after, filter)
+    reply::stream(state, caller, &record, after, filter)
 }
 
 /// List a run's events

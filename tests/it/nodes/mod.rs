@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
+use stepwell::clock::Clock;
+use stepwell::domain::time::Timestamp;
 
 use crate::support::client::{Client, Frame, log_of};
 use crate::support::postgres;
@@ -52,12 +53,11 @@ async fn knows_of_two(url: &str) {
     postgres::until(url, "select (min(beat) >= 2)::int::bigint from nodes where not dead").await;
 }
 
-/// How old an event was when it came.
-fn age(frame: &Frame, now: DateTime<Utc>) -> Duration {
-    let event = frame.json();
-    let at =
-        event["created_at"].as_str().expect("a time").parse::<DateTime<Utc>>().expect("a time");
-    (now - at).to_std().unwrap_or_default()
+/// How old an event is that has just come.
+fn age(frame: &Frame) -> Duration {
+    let at = frame.json()["created_at"].clone();
+    let at: Timestamp = serde_json::from_value(at).expect("a time");
+    Clock::system().now().since(at)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +71,7 @@ async fn a_run_is_followed_on_another_node_as_it_happens() {
     let mut seen = Vec::new();
     while let Some(frame) = stream.next().await {
         if frame.event == "message.delta" {
-            ages.push(age(&frame, Utc::now()));
+            ages.push(age(&frame));
         }
         seen.push(frame);
     }
