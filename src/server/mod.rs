@@ -70,7 +70,7 @@ pub struct Server {
 }
 
 async fn open(config: &Config) -> Result<SharedStore, StartError> {
-    let options = OpenOptions { unsafe_durability: config.unsafe_durability };
+    let options = OpenOptions { unsafe_durability: config.unsafe_durability, lent: false };
     store::open(config.database_url.expose(), options).await.map_err(doing("opening the database"))
 }
 

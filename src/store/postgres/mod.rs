@@ -44,7 +44,7 @@ use crate::domain::time::Timestamp;
 
 use super::{
     Batch, BatchOutcome, Claim, Driveable, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    LogRange, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError, Written,
+    LogRange, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError, Transfer, Written,
 };
 use connections::{Backend, Connections};
 use flush::FlushId;
@@ -338,6 +338,10 @@ impl Store for PostgresStore {
 
     async fn claim_orphans(&self, node_id: NodeId, limit: i64) -> Result<Vec<Claim>> {
         self.claim_orphan_rows(node_id, limit).await
+    }
+
+    async fn transfer(&self, transfer: Transfer) -> Result<Option<Claim>> {
+        self.transfer_row(transfer).await
     }
 
     async fn owned(&self, node_id: NodeId) -> Result<Vec<(RunId, i32)>> {
