@@ -15,6 +15,7 @@ mod address;
 mod demo;
 mod file;
 mod flags;
+mod inherited;
 mod providers;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ pub use address::DatabaseUrl;
 pub use demo::DEMO;
 pub use file::File;
 pub use flags::{Flags, LogFormat};
+pub use inherited::{Inherited, program};
 
 /// Where the server listens when nobody says otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -139,6 +141,8 @@ pub struct Config {
     pub agents: Vec<(AgentId, AgentSettings)>,
     /// What is odd, but no reason not to start; to be logged.
     pub warnings: Vec<String>,
+    /// What a process for a single run must be told to find the same settings.
+    pub inherited: Inherited,
     providers: Vec<ProviderSettings>,
     catalogue: Catalogue,
 }
@@ -185,6 +189,7 @@ impl Config {
         file: File,
         around: &Surroundings<'_>,
     ) -> Result<Self, ConfigError> {
+        let inherited = Inherited::of(&flags);
         let listen = address::listen(&given(flags.listen, file.listen, DEFAULT_LISTEN))?;
         let admin_key = admin_key(around, listen)?;
         let database_url = DatabaseUrl::parse(&given(
@@ -238,6 +243,7 @@ impl Config {
             },
             agents,
             warnings,
+            inherited,
             providers,
             catalogue,
         })

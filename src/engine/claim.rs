@@ -10,13 +10,15 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::domain::fold::Folded;
 use crate::domain::ids::RunId;
+use crate::domain::limits;
 use crate::log::desk::Handover;
 use crate::log::lane::Lane;
 use crate::log::live::Watched;
 use crate::shutdown::Tasks;
 use crate::store::{Driveable, StoreError};
 
-use super::drive::Driver;
+use super::drive::{Driver, internal};
+use super::isolate::poisoned;
 use super::{Driven, Engine};
 
 /// How often the queue is looked at when nobody says that something came.
@@ -109,6 +111,10 @@ impl Engine {
     ) {
         let node_id = self.log.journal.node_id();
         match self.log.store.load_driveable(node_id, run_id).await {
+            Ok(Some(run)) if self.isolation.is_for(&run.record) => {
+                drop(slot);
+                self.isolate(run_id, tasks).await;
+            }
             Ok(Some(run)) => {
                 let watch = self.log.live.watch(run_id);
                 self.drive(run, slot, watch, tasks);
@@ -145,6 +151,10 @@ impl Engine {
 
     async fn drive_to_rest(self: &Arc<Self>, run: Driveable, watch: Watched, rev: Arc<AtomicI32>) {
         let run_id = run.record.row.run_id;
+        if run.record.row.crashes >= limits::CONVICTED {
+            // Whoever convicted it did not come to end it.
+            return self.fail_run(run_id, watch, rev, poisoned()).await;
+        }
         let failed = match self.driver(run, watch.clone(), rev.clone()).await {
             Ok(driver) => {
                 let driven = AssertUnwindSafe(driver.run()).catch_unwind().await;
@@ -159,7 +169,7 @@ impl Engine {
             }
         };
         tracing::error!(%run_id, "{failed} stopped a run; it is ended as failed");
-        self.fail_run(run_id, watch, rev).await;
+        self.fail_run(run_id, watch, rev, internal()).await;
     }
 
     /// Makes a driver out of what the store has.

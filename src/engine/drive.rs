@@ -121,7 +121,7 @@ impl Driver {
                 Stop::Look(_) | Stop::Decide | Stop::Abort => {}
                 Stop::Defect => {
                     let (id, watch) = (self.run_id(), self.lane.watch.clone());
-                    self.engine.clone().fail_run(id, watch, self.rev.clone()).await;
+                    self.engine.clone().fail_run(id, watch, self.rev.clone(), internal()).await;
                     return;
                 }
             }
@@ -344,7 +344,7 @@ const fn is_rest(event: &Event) -> bool {
 impl Engine {
     /// A run with everything that driving needs, however long the database is away; `None`: it is not
     /// this node's.
-    async fn load_own(&self, run_id: RunId) -> Option<Driveable> {
+    pub(super) async fn load_own(&self, run_id: RunId) -> Option<Driveable> {
         loop {
             let node_id = self.log.journal.node_id();
             match self.log.store.load_driveable(node_id, run_id).await {
@@ -357,12 +357,14 @@ impl Engine {
         }
     }
 
-    /// Ends a run whose driver panicked or found its log unfit, as failed.
+    /// Ends a run that cannot be driven as failed with this error: its driver panicked, its log is
+    /// unfit, or it took its process down.
     pub(super) async fn fail_run(
         self: &Arc<Self>,
         run_id: RunId,
         watch: Watched,
         rev: Arc<AtomicI32>,
+        error: RunError,
     ) {
         loop {
             let Some(run) = self.load_own(run_id).await else { return };
@@ -377,8 +379,7 @@ impl Engine {
                 watch.clone(),
                 doorbell,
             );
-            let message = "The server could not go on with this run.".to_owned();
-            let error = RunError { code: RunErrorCode::Internal, message, retryable: true };
+            let error = error.clone();
             let (events, update) = match Folded::read(&run.facts) {
                 Ok(mut folded) => {
                     let ending = match folded.status {
@@ -413,6 +414,12 @@ impl Engine {
             }
         }
     }
+}
+
+/// What a run ends with because of a defect of this server.
+pub(super) fn internal() -> RunError {
+    let message = "The server could not go on with this run.".to_owned();
+    RunError { code: RunErrorCode::Internal, message, retryable: true }
 }
 
 /// The end of a run whose log cannot be folded: what its row says is all that is known.

@@ -3,16 +3,19 @@
 //! - [`node`]: this process as the database knows it: beat, burial of the dead, reconciliation.
 //! - [`claim`]: from a due run to a driver in a slot.
 //! - [`drive`]: one run: decide → act → append, until it ends, parks or is lost.
+//! - [`isolate`]: runs that may take their process down get one of their own; [`alone`] is its side.
 //! - [`call_model`] and [`call_tools`]: the two ways to act.
 //! - [`plans`]: what runs were told to do, ready for use.
 //!
 //! What this room must never do: decide (that is the domain's), change a run except through the log,
 //! keep anything that a restart would miss, or let one run's failure touch another.
 
+mod alone;
 mod call_model;
 mod call_tools;
 mod claim;
 mod drive;
+mod isolate;
 mod node;
 mod plans;
 
@@ -34,6 +37,8 @@ use crate::models::Models;
 use crate::shutdown::Tasks;
 use crate::store::StoreError;
 
+pub use isolate::{ChildCommand, Order};
+
 /// What an engine needs.
 pub struct Parts {
     /// The run log.
@@ -44,6 +49,8 @@ pub struct Parts {
     pub catalogue: Arc<Catalogue>,
     /// Slots: runs that are driven at the same time. 0: this node only answers the API.
     pub slots: usize,
+    /// How a process for a single run is started. `None`: this is one.
+    pub child: Option<ChildCommand>,
 }
 
 /// The engine of this process.
@@ -54,6 +61,7 @@ pub struct Engine {
     plans: plans::Plans,
     slots: usize,
     drivers: Mutex<HashMap<RunId, Driven>>,
+    isolation: isolate::Isolation,
     /// Drivers let go of their runs at the next step.
     draining: CancellationToken,
     /// Drivers let go of their runs now.
@@ -80,6 +88,7 @@ impl Engine {
             models: parts.models,
             slots: parts.slots,
             drivers: Mutex::default(),
+            isolation: isolate::Isolation::new(parts.child),
             draining: CancellationToken::new(),
             aborting: CancellationToken::new(),
             alive: Arc::default(),
@@ -124,7 +133,7 @@ impl Engine {
         self.log.desk.open_as(None);
         self.draining.cancel();
         let patience = tokio::time::Instant::now() + DRAIN;
-        while !self.drivers().is_empty() {
+        while !(self.drivers().is_empty() && self.isolation.is_empty()) {
             if tokio::time::Instant::now() >= patience {
                 self.aborting.cancel();
             }

@@ -111,6 +111,7 @@ impl Engine {
         away: Duration,
     ) -> Result<(), StoreError> {
         let beats = self.log.store.other_nodes(self.log.journal.node_id()).await?;
+        self.isolation.look(&beats);
         for still in seen.look(&beats, now, away) {
             if self.log.store.bury(still).await? {
                 tracing::warn!(node_id = %still.node_id, "a node is dead; its runs are taken over");
@@ -138,7 +139,7 @@ impl Engine {
             return Ok(());
         }
         for run_id in owned.into_keys() {
-            if self.drivers().contains_key(&run_id) {
+            if self.drivers().contains_key(&run_id) || self.isolation.holds(run_id) {
                 continue;
             }
             let Ok(slot) = self.log.desk.slots().clone().try_acquire_owned() else { break };
