@@ -12,6 +12,8 @@ mod house;
 #[cfg(test)]
 mod models;
 #[cfg(test)]
+mod poison;
+#[cfg(test)]
 mod runs;
 #[cfg(test)]
 mod store;

@@ -100,6 +100,11 @@ impl Server {
         self.log.lock().expect("log").clone()
     }
 
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL: no good-byes.
     pub fn kill(mut self) {
         self.child.kill().expect("killed");
