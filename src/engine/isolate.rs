@@ -183,9 +183,11 @@ impl Engine {
             Ok(End::Died(status)) => self.witness(&order, status).await,
             Err(error) => {
                 tracing::error!(%run_id, %error, "no process could be started for a run");
-                self.put_off(run_id, LATER).await;
             }
         }
+        // If it is ours, the child never began with it.
+        let wait = if self.draining.is_cancelled() { Duration::ZERO } else { LATER };
+        self.put_off(run_id, wait).await;
     }
 
     /// Starts a child and stays with it to its end.
@@ -252,7 +254,6 @@ impl Engine {
             Some(_) => {
                 // Its settings or the database are the reason, and it has said so itself.
                 tracing::error!(%run_id, %status, "a process ended before it had its run");
-                self.put_off(run_id, LATER).await;
             }
         }
     }

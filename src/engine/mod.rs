@@ -18,6 +18,8 @@ mod drive;
 mod isolate;
 mod node;
 mod plans;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -18,6 +18,7 @@ on_both_databases! {
     a_machine_that_goes_down_with_parent_and_child_convicts_nobody;
     a_server_that_stops_takes_its_children_along_and_hands_their_runs_over;
     a_child_whose_server_was_killed_gives_its_run_back;
+    a_child_that_cannot_finish_loses_its_run_to_the_next_server;
     a_suspect_that_is_cancelled_ends_cancelled;
 }
 
@@ -107,7 +108,7 @@ fn assert_child(victim: &stage::Victim, stage: &Stage, run_id: &str) {
 
 async fn a_machine_that_goes_down_with_parent_and_child_convicts_nobody(url: String) {
     let mut stage = Stage::set(url).await;
-    stage.deeds([Deed::Kill, Deed::Kill, Deed::KillWithParent, Deed::KillWithParent]);
+    stage.deeds([Deed::Kill, Deed::Kill, Deed::KillAfterParent, Deed::KillBeforeParent]);
     let run_id = create(stage.client(), "POISON").await;
     for _ in 0..4 {
         stage.next_victim().await;
@@ -167,6 +168,20 @@ async fn a_child_whose_server_was_killed_gives_its_run_back(url: String) {
     child.gone().await;
     stage.start_again().await;
     assert_goes_on(&mut stage, &run_id).await;
+}
+
+/// On SQLite the next server knows at once that nobody else can live; on Postgres the child breaks its
+/// step off, since nobody waits for it any more.
+async fn a_child_that_cannot_finish_loses_its_run_to_the_next_server(url: String) {
+    let mut stage = Stage::set(url).await;
+    let (run_id, child) = suspect(&mut stage).await;
+    let calls = openai::tool_calls(&[("echo", r#"{"text":"x"}"#)]);
+    stage.deeds([Deed::Answer(calls), Deed::Answer(openai::text("done"))]);
+    stage.kill();
+    assert!(child.process().is_alive());
+    stage.start_again().await;
+    assert_goes_on(&mut stage, &run_id).await;
+    child.gone().await;
 }
 
 async fn a_suspect_that_is_cancelled_ends_cancelled(url: String) {

@@ -22,7 +22,9 @@ pub enum Deed {
     /// Kills it.
     Kill,
     /// Kills the one that started it, and then it.
-    KillWithParent,
+    KillAfterParent,
+    /// Kills it, and then the one that started it.
+    KillBeforeParent,
     /// Answers it.
     Answer(Reply),
 }
@@ -184,9 +186,14 @@ fn act(
             let _ = answers.send(victim);
             return reply;
         }
-        Deed::KillWithParent => {
+        Deed::KillAfterParent => {
             asker.parent().kill();
             asker.kill();
+        }
+        Deed::KillBeforeParent => {
+            let parent = asker.parent();
+            asker.kill();
+            parent.kill();
         }
         Deed::Kill => asker.kill(),
     }
