@@ -17,6 +17,9 @@ use crate::support::server::{Server, Setup};
 /// Longer than a lone node on Postgres waits until it takes over (15 s), twice.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// More deaths than that before the server listened are not what a test asked for.
+const MOST_YOUNG: usize = 8;
+
 /// What the model does to a process that asks it about a poisoned run.
 pub enum Deed {
     /// Kills it.
@@ -48,6 +51,11 @@ impl Victim {
         }
     }
 
+    /// Whether it is a server, and no child of one.
+    pub fn is_server(&self) -> bool {
+        self.arguments.iter().any(|argument| argument == "serve")
+    }
+
     pub fn process(&self) -> Process {
         Process { pid: self.pid, arguments: self.arguments.clone() }
     }
@@ -72,6 +80,8 @@ async fn gone(process: &Process) {
 pub struct Stage {
     setup: Setup,
     server: Option<Server>,
+    /// Servers that were killed before they listened.
+    died_young: Vec<u32>,
     pub models: ModelServer,
     deeds: Arc<Mutex<VecDeque<Deed>>>,
     killed: UnboundedReceiver<Victim>,
@@ -94,7 +104,8 @@ impl Stage {
             "tools": [{"type": "builtin", "name": "echo"}]});
         server.client.post("/v1/agents", &agent).await.expect(201);
         let server = Some(server);
-        Self { setup, server, models, deeds, killed, answered, gate: Gate::new() }
+        let died_young = Vec::new();
+        Self { setup, server, died_young, models, deeds, killed, answered, gate: Gate::new() }
     }
 
     /// The server that runs.
@@ -146,17 +157,27 @@ impl Stage {
         })
     }
 
-    /// Another server in place of the one that died.
-    pub async fn restart(&mut self) {
-        gone(&Process::of(self.server().pid())).await;
+    /// Another server in place of the one that died with this number, if there is none yet.
+    pub async fn replace(&mut self, pid: u32) {
+        if self.died_young.contains(&pid) {
+            return;
+        }
+        assert_eq!(pid, self.server().pid(), "it was the server that died");
+        gone(&Process::of(pid)).await;
         self.server = None;
         self.start_again().await;
     }
 
-    /// Another server in place of the one that was stopped.
+    /// A server where none is.
     pub async fn start_again(&mut self) {
         assert!(self.server.is_none());
-        self.server = Some(self.setup.start().await);
+        while self.server.is_none() {
+            match self.setup.try_start().await {
+                Ok(server) => self.server = Some(server),
+                Err(young) => self.died_young.push(young.pid),
+            }
+            assert!(self.died_young.len() <= MOST_YOUNG, "no server lives");
+        }
     }
 
     pub fn kill(&mut self) {

@@ -50,6 +50,11 @@ impl Setup {
     }
 
     pub async fn start(&self) -> Server {
+        self.try_start().await.unwrap_or_else(|young| panic!("it did not start:\n{}", young.log))
+    }
+
+    /// A server, or how it ended before it listened: what it recovers may take it down at once.
+    pub async fn try_start(&self) -> Result<Server, DiedYoung> {
         let config = self.folder.path().join("stepwell.yaml");
         std::fs::write(&config, &self.yaml).expect("the configuration is written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_stepwell"))
@@ -81,10 +86,17 @@ impl Setup {
         let Ok(Ok(address)) = address else {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("the server did not start:\n{}", log.lock().expect("log"));
+            let log = log.lock().expect("log").clone();
+            return Err(DiedYoung { pid: child.id(), log });
         };
-        Server { child, client: Client::new(&format!("http://{address}")), log }
+        Ok(Server { child, client: Client::new(&format!("http://{address}")), log })
     }
+}
+
+/// A server that ended before it listened.
+pub struct DiedYoung {
+    pub pid: u32,
+    pub log: String,
 }
 
 /// A server that runs.
