@@ -1,4 +1,5 @@
-//! The child's side of `isolate.rs`: one run, taken over from the parent, driven until it rests.
+//! The child's side of `isolate.rs`: one run, taken over from the parent, driven until a step of it is
+//! committed or it rests.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,8 +15,8 @@ use super::isolate::Order;
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// Enters a node, takes the run over from the parent's, and drives it until it has ended, parked or
-    /// is somebody else's. Instead of [`Engine::start`]; [`Engine::drain`] comes after it, as ever, and
+    /// Enters a node, takes the run over from the parent's, and drives it until it has ended, parked,
+    /// come to the end of a step or is somebody else's. Instead of [`Engine::start`]; [`Engine::drain`] comes after it, as ever, and
     /// may come in the middle. The log's desk must have one slot.
     ///
     /// # Errors

@@ -135,7 +135,9 @@ impl Driver {
         let circumstances = Now { at: now, in_flight: &self.in_flight, log_events, log_bytes };
         let decision = decide(&self.folded, &self.plan, &circumstances);
         let ends = matches!(decision, Decision::Done | Decision::End(_));
-        if !ends && self.engine.draining.is_cancelled() && self.in_flight.is_empty() {
+        let lets_go = self.engine.draining.is_cancelled()
+            || self.engine.isolation.acquits(&self.record, self.folded.steps_completed);
+        if !ends && lets_go && self.in_flight.is_empty() {
             return self.let_go(now, None).await.and(Err(Stop::Rest));
         }
         if !ends && self.folded.status == RunStatus::Queued {

@@ -2,8 +2,9 @@
 //!
 //! A run that lost two drivers without a committed step in between is a suspect: its neighbours died
 //! with it, and nobody can say who was to blame. It goes on in a child process, which has a node of
-//! its own and nothing else to do. If that dies, the run is convicted and ends `failed/poisoned`; if it
-//! does not, the run goes on as any other. The child's side is `alone.rs`.
+//! its own and nothing else to do. If that dies, the run is convicted and ends `failed/poisoned`; once a
+//! step is committed the run is acquitted, and given back to go on as any other: the next suspect needs
+//! the place. The child's side is `alone.rs`.
 //!
 //! The parent alone convicts, as the witness of its child's end, and only if the child had taken the
 //! run over. A machine that goes down with both of them convicts nobody.
@@ -75,16 +76,6 @@ struct Child {
     gone: CancellationToken,
 }
 
-/// How a child ended.
-enum End {
-    /// By itself, and the run rests or is somebody else's.
-    Well,
-    /// Because it was told to, or because we ended it.
-    Told,
-    /// It died.
-    Died(ExitStatus),
-}
-
 impl Isolation {
     pub(super) fn new(command: Option<ChildCommand>) -> Self {
         Self { command, places: Semaphore::new(CHILDREN), runs: Mutex::default() }
@@ -93,6 +84,14 @@ impl Isolation {
     /// Whether the run must not be driven in this process.
     pub(super) fn is_for(&self, run: &RunRecord) -> bool {
         self.command.is_some() && run.row.crashes == limits::SUSPECT
+    }
+
+    /// Whether a run that this process drives is acquitted: it was a suspect, and has since come to the
+    /// end of `steps` steps, which is more than it had.
+    pub(super) fn acquits(&self, run: &RunRecord, steps: i32) -> bool {
+        // What was read again since then says it by itself.
+        self.command.is_none()
+            && (run.row.crashes < limits::SUSPECT || steps > run.row.steps_completed)
     }
 
     /// Whether the run waits for a child or is in one.
@@ -177,10 +176,8 @@ impl Engine {
         };
         let order = Order { run_id, from: self.log.journal.node_id(), node_id: child.node_id };
         match self.accompany(command(&order), &order, child).await {
-            Ok(End::Well) => {}
-            // What it may have left behind is free at once, and counts as no crash of the run.
-            Ok(End::Told) => self.sign_off(&order).await,
-            Ok(End::Died(status)) => self.witness(&order, status).await,
+            Ok(None) => self.sign_off(&order).await,
+            Ok(Some(status)) => self.witness(&order, status).await,
             Err(error) => {
                 tracing::error!(%run_id, %error, "no process could be started for a run");
             }
@@ -190,13 +187,14 @@ impl Engine {
         self.put_off(run_id, wait).await;
     }
 
-    /// Starts a child and stays with it to its end.
+    /// Starts a child and stays with it to its end. Returns how it died; `None`: it went by itself, or
+    /// because it was told to or made to by us, which proves nothing.
     async fn accompany(
         &self,
         mut command: Command,
         order: &Order,
         watched: &Child,
-    ) -> io::Result<End> {
+    ) -> io::Result<Option<ExitStatus>> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         let stdin = child.stdin.take();
         tracing::warn!(
@@ -205,7 +203,7 @@ impl Engine {
         );
         let patience = tokio::select! {
             status = child.wait() => {
-                return status.map(|s| if s.success() { End::Well } else { End::Died(s) });
+                return status.map(|status| (!status.success()).then_some(status));
             }
             () = self.draining.cancelled() => DRAIN + FAREWELL,
             () = watched.gone.cancelled() => FAREWELL,
@@ -213,12 +211,13 @@ impl Engine {
         // The end of its input tells it to stop.
         drop(stdin);
         match tokio::time::timeout(patience, child.wait()).await {
-            Ok(status) => status.map(|s| if s.success() { End::Well } else { End::Told }),
+            Ok(status) => status.map(drop)?,
             Err(_late) => {
                 tracing::warn!(run_id = %order.run_id, "a process does not stop; it is killed");
-                child.kill().await.map(|()| End::Told)
+                child.kill().await?;
             }
         }
+        Ok(None)
     }
 
     /// A child died. If it had the run, the run is to blame.
@@ -274,7 +273,8 @@ impl Engine {
         }
     }
 
-    /// Signs a child off that is gone. If that fails, its beat stands still.
+    /// Signs a child off that is gone, in case it could not: what it left behind is free at once. If
+    /// that fails, its beat stands still.
     async fn sign_off(&self, order: &Order) {
         if let Err(error) = self.log.store.retire_node(order.node_id).await {
             tracing::warn!(node_id = %order.node_id, %error, "a child could not be signed off");

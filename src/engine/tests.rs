@@ -212,7 +212,7 @@ fn error_code(run: &RunRecord) -> String {
 async fn a_model_that_panics_fails_its_run_and_no_other() {
     let stage = Stage::set().await;
     let (bad, good) = (stage.add_run("panics", 0).await, stage.add_run("echo", 0).await);
-    let running = stage.start(2, None).await;
+    let running = stage.start(2, children("false").0).await;
     let run = running.ended(bad).await;
     assert_eq!((run.row.status, error_code(&run).as_str()), (RunStatus::Failed, "internal"));
     assert_eq!(running.ended(good).await.row.status, RunStatus::Completed);

@@ -19,6 +19,8 @@ on_both_databases! {
     a_server_that_stops_takes_its_children_along_and_hands_their_runs_over;
     a_child_whose_server_was_killed_gives_its_run_back;
     a_child_that_cannot_finish_loses_its_run_to_the_next_server;
+    a_child_that_stands_still_is_killed_and_convicts_nobody;
+    a_suspect_that_commits_a_step_is_a_run_like_any_other;
     a_suspect_that_is_cancelled_ends_cancelled;
 }
 
@@ -146,6 +148,17 @@ async fn assert_goes_on(stage: &mut Stage, run_id: &str) {
     stage.assert_no_more_victims();
 }
 
+async fn a_suspect_that_commits_a_step_is_a_run_like_any_other(url: String) {
+    let mut stage = Stage::set(url).await;
+    let (run_id, child) = suspect(&mut stage).await;
+    stage.deeds([Deed::Answer(openai::text("done"))]);
+    stage.open();
+    let next = stage.next_asker().await;
+    assert_eq!(next.pid, stage.server().pid(), "the server itself goes on with it");
+    child.gone().await;
+    assert_goes_on(&mut stage, &run_id).await;
+}
+
 async fn a_server_that_stops_takes_its_children_along_and_hands_their_runs_over(url: String) {
     let mut stage = Stage::set(url).await;
     let (run_id, child) = suspect(&mut stage).await;
@@ -182,6 +195,19 @@ async fn a_child_that_cannot_finish_loses_its_run_to_the_next_server(url: String
     stage.start_again().await;
     assert_goes_on(&mut stage, &run_id).await;
     child.gone().await;
+}
+
+async fn a_child_that_stands_still_is_killed_and_convicts_nobody(url: String) {
+    let mut stage = Stage::set(url).await;
+    let (run_id, child) = suspect(&mut stage).await;
+    let calls = openai::tool_calls(&[("echo", r#"{"text":"x"}"#)]);
+    stage.deeds([Deed::Answer(calls), Deed::Answer(openai::text("done"))]);
+    child.process().stop();
+    // Its beat stands still for 15 s; its node is buried, and it does not go by itself.
+    child.gone().await;
+    let next = stage.next_asker().await;
+    assert_child(&next, &stage, &run_id);
+    assert_goes_on(&mut stage, &run_id).await;
 }
 
 async fn a_suspect_that_is_cancelled_ends_cancelled(url: String) {

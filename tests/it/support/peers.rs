@@ -48,8 +48,17 @@ impl Process {
 
     /// SIGKILL.
     pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// SIGSTOP: it is there, and does nothing.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).expect("a pid");
-        kill_process(pid, Signal::KILL).expect("killed");
+        kill_process(pid, signal).expect("it is there and ours");
     }
 
     /// The process that started it.
