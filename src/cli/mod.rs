@@ -1,4 +1,5 @@
-//! The command line: `serve`, `migrate`, `openapi`, and `healthcheck` for containers.
+//! The command line: `serve`, `migrate`, `openapi`, `healthcheck` for containers, and `drive-one`, which a
+//! server calls itself by for a single run.
 //!
 //! This room reads arguments, starts the log and the runtime, and says how it ended. What a command
 //! does is elsewhere: `main` hands it in as [`Commands`].

@@ -113,7 +113,7 @@ impl Engine {
         match self.log.store.load_driveable(node_id, run_id).await {
             Ok(Some(run)) if self.isolation.is_for(&run.record) => {
                 drop(slot);
-                self.isolate(run_id, tasks).await;
+                self.isolate(&run.record, tasks).await;
             }
             Ok(Some(run)) => {
                 let watch = self.log.live.watch(run_id);

@@ -69,11 +69,24 @@ pub(super) struct Isolation {
 
 /// A child that is, or is to be.
 struct Child {
+    run_id: RunId,
+    /// The run's, when this node claimed it; raised when the child takes it over.
+    epoch: i32,
     node_id: NodeId,
     /// Whether its beat was ever seen.
     alive: AtomicBool,
     /// Its beat was seen and is not any more: it retired, or somebody buried it.
     gone: CancellationToken,
+}
+
+/// What became of a run that needs a child.
+enum Admission {
+    /// It gets one.
+    Granted(Arc<Child>),
+    /// It is there already.
+    Known,
+    /// There is no room.
+    Full,
 }
 
 impl Isolation {
@@ -116,17 +129,13 @@ impl Isolation {
         }
     }
 
-    /// Enters a run. `None`: it is there already. `Some(None)`: there is no room.
-    fn admit(&self, run_id: RunId, node_id: NodeId) -> Option<Option<Arc<Child>>> {
+    fn admit(&self, child: Child) -> Admission {
         let mut runs = self.runs();
         let room = runs.len() < CHILDREN + WAITING;
-        match runs.entry(run_id) {
-            Entry::Occupied(_) => None,
-            Entry::Vacant(_) if !room => Some(None),
-            Entry::Vacant(entry) => {
-                let (alive, gone) = (AtomicBool::new(false), CancellationToken::new());
-                Some(Some(entry.insert(Arc::new(Child { node_id, alive, gone })).clone()))
-            }
+        match runs.entry(child.run_id) {
+            Entry::Occupied(_) => Admission::Known,
+            Entry::Vacant(_) if !room => Admission::Full,
+            Entry::Vacant(entry) => Admission::Granted(entry.insert(Arc::new(child)).clone()),
         }
     }
 
@@ -149,42 +158,49 @@ impl Drop for Admitted {
 }
 
 impl Engine {
-    /// Sees to it that a run goes on in a child, as soon as there is room for one.
-    pub(super) async fn isolate(self: &Arc<Self>, run_id: RunId, tasks: &Tasks) {
-        let node_id = NodeId::from_uuid(self.clock.uuid());
-        match self.isolation.admit(run_id, node_id) {
-            None => {}
-            Some(None) => self.put_off(run_id, LATER).await,
-            Some(Some(child)) => {
+    /// Sees to it that a run of this node goes on in a child, as soon as there is room for one.
+    pub(super) async fn isolate(self: &Arc<Self>, run: &RunRecord, tasks: &Tasks) {
+        let (run_id, epoch) = (run.row.run_id, run.row.epoch);
+        let child = Child {
+            run_id,
+            epoch,
+            node_id: NodeId::from_uuid(self.clock.uuid()),
+            alive: AtomicBool::new(false),
+            gone: CancellationToken::new(),
+        };
+        match self.isolation.admit(child) {
+            Admission::Known => {}
+            Admission::Full => self.put_off(run_id, epoch, LATER).await,
+            Admission::Granted(child) => {
                 let admitted = Admitted { engine: self.clone(), run_id };
                 tasks.spawn(async move {
-                    admitted.engine.drive_in_child(run_id, &child).await;
+                    admitted.engine.drive_in_child(&child).await;
                     drop(admitted);
                 });
             }
         }
     }
 
-    async fn drive_in_child(self: &Arc<Self>, run_id: RunId, child: &Child) {
+    async fn drive_in_child(self: &Arc<Self>, child: &Child) {
+        let Child { run_id, epoch, node_id, .. } = *child;
         let place = tokio::select! {
             biased;
             () = self.draining.cancelled() => None,
             place = self.isolation.places.acquire() => place.ok(),
         };
         let (Some(_place), Some(command)) = (place, &self.isolation.command) else {
-            return self.put_off(run_id, Duration::ZERO).await;
+            return self.put_off(run_id, epoch, Duration::ZERO).await;
         };
-        let order = Order { run_id, from: self.log.journal.node_id(), node_id: child.node_id };
+        let order = Order { run_id, from: self.log.journal.node_id(), node_id };
         match self.accompany(command(&order), &order, child).await {
             Ok(None) => self.sign_off(&order).await,
             Ok(Some(status)) => self.witness(&order, status).await,
             Err(error) => {
-                tracing::error!(%run_id, %error, "no process could be started for a run");
+                tracing::error!(%run_id, %error, "a run needs a process, and none can be started");
             }
         }
-        // If it is ours, the child never began with it.
         let wait = if self.draining.is_cancelled() { Duration::ZERO } else { LATER };
-        self.put_off(run_id, wait).await;
+        self.put_off(run_id, epoch, wait).await;
     }
 
     /// Starts a child and stays with it to its end. Returns how it died; `None`: it went by itself, or
@@ -252,20 +268,21 @@ impl Engine {
             }
             Some(_) => {
                 // Its settings or the database are the reason, and it has said so itself.
-                tracing::error!(%run_id, %status, "a process ended before it had its run");
+                tracing::error!(%run_id, %status, "a process ended badly, but not with its run");
             }
         }
     }
 
-    /// Gives a run back that is this node's and not driven. If that fails, reconciliation finds it.
-    async fn put_off(&self, run_id: RunId, wait: Duration) {
+    /// Gives a run back with which nobody has begun since this node claimed it: its epoch says so. If
+    /// that fails, reconciliation finds it.
+    async fn put_off(&self, run_id: RunId, epoch: i32, wait: Duration) {
         let (store, node_id) = (&self.log.store, self.log.journal.node_id());
         let done = match store.load_driveable(node_id, run_id).await {
-            Ok(Some(run)) => {
+            Ok(Some(run)) if run.record.row.epoch == epoch => {
                 let (rev, due_at) = (run.record.row.rev, self.clock.now().plus(wait));
                 store.release(node_id, run_id, rev, due_at, None).await.map(drop)
             }
-            Ok(None) => Ok(()),
+            Ok(Some(_) | None) => Ok(()),
             Err(error) => Err(error),
         };
         if let Err(error) = done {
