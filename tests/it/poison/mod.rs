@@ -30,6 +30,9 @@ const POISONS: usize = 2;
 const INNOCENTS: usize = 50;
 /// Processes that a poison run takes down: two with neighbours, and its own.
 const DEATHS: usize = 3;
+/// Innocents of each poison that were really hit, and that were suspects for a while: at least so many,
+/// or the test has shown nothing. (In fact it is nearly all of them.)
+const HIT: usize = INNOCENTS / 2;
 
 async fn create(client: &Client, input: &str) -> String {
     let run = client.post("/v1/agents/a/runs", &json!({"input": input})).await.expect(202);
@@ -60,16 +63,15 @@ async fn assert_poisoned(client: &Client, run_id: &str) {
     assert!(log.iter().any(|frame| frame.event == "step.failed"), "no step is left open");
 }
 
-async fn assert_completed(client: &Client, run_id: &str) -> Value {
+async fn assert_completed(client: &Client, run_id: &str) -> (Value, Vec<Frame>) {
     let run = client.wait(run_id).await;
     assert_eq!(run["status"], "completed", "{run}");
-    whole_log(client, run_id).await;
-    run
+    (run, whole_log(client, run_id).await)
 }
 
 async fn poison_runs_fail_alone_among_innocents(url: String) {
     let mut stage = Stage::set(url).await;
-    let (mut deaths, mut innocents) = (0, Vec::new());
+    let (mut deaths, mut completed) = (0, 0);
     for _ in 0..POISONS {
         let asked = stage.models.requests().len();
         let mut neighbours = Vec::new();
@@ -89,12 +91,17 @@ async fn poison_runs_fail_alone_among_innocents(url: String) {
             }
         }
         assert_poisoned(stage.client(), &poison).await;
-        innocents.append(&mut neighbours);
+        let mut hit = 0;
+        for run_id in &neighbours {
+            let (_, log) = assert_completed(stage.client(), run_id).await;
+            hit += usize::from(log.iter().any(|frame| frame.event == "step.restarted"));
+        }
+        // This server is the third: it has the poison and all suspects.
+        let children = stage.server().log().matches("goes on in a process of its own").count();
+        assert!(hit >= HIT && children > HIT, "{hit} were hit, {children} had a process");
+        completed += neighbours.len();
     }
-    for run_id in &innocents {
-        assert_completed(stage.client(), run_id).await;
-    }
-    assert_eq!((deaths, innocents.len()), (POISONS * DEATHS, POISONS * INNOCENTS));
+    assert_eq!((deaths, completed), (POISONS * DEATHS, POISONS * INNOCENTS));
     stage.assert_no_more_victims();
     assert!(stage.terminate().await.success());
 }
@@ -140,9 +147,8 @@ async fn suspect(stage: &mut Stage) -> (String, stage::Victim) {
 
 /// The run goes on behind what its child wrote: with the call, and then with the last answer.
 async fn assert_goes_on(stage: &mut Stage, run_id: &str) {
-    let run = assert_completed(stage.client(), run_id).await;
+    let (run, log) = assert_completed(stage.client(), run_id).await;
     assert_eq!((&run["steps_completed"], &run["result"]["content"]), (&json!(2), &json!("done")));
-    let log = whole_log(stage.client(), run_id).await;
     let count = |event: &str| log.iter().filter(|frame| frame.event == event).count();
     assert_eq!((count("step.started"), count("tool_call.completed")), (2, 1));
     stage.assert_no_more_victims();
