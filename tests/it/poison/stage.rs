@@ -203,6 +203,8 @@ fn act(
     let victim = Victim::of(&asker);
     let deed = deeds.lock().unwrap().pop_front().unwrap_or(Deed::Kill);
     match deed {
+        // Its parent is this test, which is to fail, not to die.
+        Deed::KillAfterParent | Deed::KillBeforeParent if victim.is_server() => asker.kill(),
         Deed::Answer(reply) => {
             let _ = answers.send(victim);
             return reply;
