@@ -36,9 +36,9 @@ const CHILDREN: usize = 4;
 const WAITING: usize = 32;
 /// How long a suspect is left alone for which there was no child.
 const LATER: Duration = Duration::from_secs(5);
-/// Between a child's death and the conviction. Whoever killed both (`pkill`, a machine that goes down)
-/// gets to us within microseconds of it.
-const GRACE: Duration = Duration::from_millis(250);
+/// Between a child's death and the conviction: whoever killed both (`pkill`, a machine that goes down)
+/// gets to us soon after. Much shorter than it takes others to find the child's node dead.
+const GRACE: Duration = Duration::from_millis(500);
 /// How long a child that has lost its run, or was told to stop, may take to go by itself.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Between two tries to write while the database is away.

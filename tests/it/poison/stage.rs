@@ -17,6 +17,9 @@ use crate::support::server::{Server, Setup};
 /// Longer than a lone node on Postgres waits until it takes over (15 s), twice.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Long enough for a parent to see its child's end and to write something; much shorter than the grace
+/// that it gives.
+const MOMENT: Duration = Duration::from_millis(20);
 /// More deaths than that before the server listened are not what a test asked for.
 const MOST_YOUNG: usize = 8;
 
@@ -26,7 +29,7 @@ pub enum Deed {
     Kill,
     /// Kills the one that started it, and then it.
     KillAfterParent,
-    /// Kills it, and then the one that started it.
+    /// Kills it, and a moment later the one that started it, who has seen it by then.
     KillBeforeParent,
     /// Answers it.
     Answer(Reply),
@@ -216,6 +219,7 @@ fn act(
         Deed::KillBeforeParent => {
             let parent = asker.parent();
             asker.kill();
+            std::thread::sleep(MOMENT);
             parent.kill();
         }
         Deed::Kill => asker.kill(),
