@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use stepwell::cli::{self, Commands, Failure};
 use stepwell::config::Config;
+use stepwell::engine::Order;
 use stepwell::{api, server};
 use utoipa::openapi::OpenApi;
 
@@ -17,6 +18,10 @@ impl Commands for Stepwell {
 
     async fn migrate(&self, config: Config) -> Result<(), Failure> {
         Ok(server::migrate(&config).await?)
+    }
+
+    async fn drive_one(&self, config: Config, order: Order) -> Result<(), Failure> {
+        Ok(server::drive_one(config, order).await?)
     }
 
     fn openapi(&self) -> OpenApi {

@@ -1,4 +1,5 @@
-//! The command line: `serve`, `migrate`, `openapi`, and `healthcheck` for containers.
+//! The command line: `serve`, `migrate`, `openapi`, `healthcheck` for containers, and `drive-one`, which a
+//! server calls itself by for a single run.
 //!
 //! This room reads arguments, starts the log and the runtime, and says how it ended. What a command
 //! does is elsewhere: `main` hands it in as [`Commands`].
@@ -18,6 +19,8 @@ use clap::Parser;
 use utoipa::openapi::OpenApi;
 
 use crate::config::{Config, Flags};
+use crate::domain::ids::{NodeId, RunId};
+use crate::engine::Order;
 use crate::telemetry;
 
 /// Why a command failed, for people. Its sources are printed with it.
@@ -29,6 +32,8 @@ pub trait Commands {
     fn serve(&self, config: Config) -> impl Future<Output = Result<(), Failure>>;
     /// Brings the database's schema up to date and returns.
     fn migrate(&self, config: Config) -> impl Future<Output = Result<(), Failure>>;
+    /// Drives one run in this process. A server starts it, nobody else.
+    fn drive_one(&self, config: Config, order: Order) -> impl Future<Output = Result<(), Failure>>;
     /// Describes the API.
     fn openapi(&self) -> OpenApi;
 }
@@ -63,6 +68,21 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Drive one run of the server that starts this.
+    #[command(hide = true)]
+    DriveOne {
+        #[command(flatten)]
+        flags: Flags,
+        /// The run.
+        #[arg(long)]
+        run: RunId,
+        /// The node of the server.
+        #[arg(long)]
+        from: NodeId,
+        /// The node that this process is.
+        #[arg(long = "as")]
+        node_id: NodeId,
     },
     /// Ask a server on this machine whether it is alive: exit code 0 if so. Made for containers.
     #[command(hide = true)]
@@ -105,6 +125,13 @@ pub fn run(commands: &impl Commands) -> ExitCode {
         Command::Migrate { flags } => start(flags).and_then(|config| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(commands.migrate(config))
+        }),
+        Command::DriveOne { flags, run, from, node_id } => start(flags).and_then(|config| {
+            // One run: a thread for it, and one for the beat if the run keeps the first busy.
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            let runtime = runtime.worker_threads(2).enable_all().build()?;
+            let order = Order { run_id: run, from, node_id };
+            runtime.block_on(commands.drive_one(config, order))
         }),
         Command::Openapi { json } => print(&commands.openapi(), json),
         Command::Healthcheck { flags } => Config::load(flags)

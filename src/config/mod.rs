@@ -16,6 +16,7 @@ mod demo;
 mod edge;
 mod file;
 mod flags;
+mod inherited;
 mod providers;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ pub use demo::DEMO;
 pub use edge::Edge;
 pub use file::File;
 pub use flags::{Flags, LogFormat};
+pub use inherited::{Inherited, program};
 
 /// Where the server listens when nobody says otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -143,6 +145,8 @@ pub struct Config {
     pub agents: Vec<(AgentId, AgentSettings)>,
     /// What is odd, but no reason not to start; to be logged.
     pub warnings: Vec<String>,
+    /// What a process for a single run must be told to find the same settings.
+    pub inherited: Inherited,
     providers: Vec<ProviderSettings>,
     catalogue: Catalogue,
 }
@@ -189,6 +193,7 @@ impl Config {
         file: File,
         around: &Surroundings<'_>,
     ) -> Result<Self, ConfigError> {
+        let inherited = Inherited::of(&flags);
         let listen = address::listen(&given(flags.listen, file.listen, DEFAULT_LISTEN))?;
         let admin_key = admin_key(around, listen)?;
         let database_url = DatabaseUrl::parse(&given(
@@ -243,6 +248,7 @@ impl Config {
             },
             agents,
             warnings,
+            inherited,
             providers,
             catalogue,
         })

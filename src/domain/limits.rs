@@ -16,6 +16,11 @@ pub const MODEL_RETRY_WINDOW: Duration = Duration::from_secs(180);
 pub const LONG_MODEL_WAIT: Duration = Duration::from_secs(60);
 /// The longest wait that a provider may ask for; beyond it the call has failed.
 pub const MAX_MODEL_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// Drivers that died with a run since its last committed step, from which on it may be the reason: it
+/// goes on in a process of its own. Deaths of drivers with neighbours count up to here and no further.
+pub const SUSPECT: i32 = 2;
+/// One more, and a process that had nothing else to do died with it: it is the reason.
+pub const CONVICTED: i32 = SUSPECT + 1;
 /// Tool calls that one model turn may ask for; what exceeds it is a broken answer.
 pub const MAX_CALLS_PER_STEP: usize = 128;
 /// Bytes of one tool result that the model and the log get; more is cut with a note.

@@ -4,13 +4,14 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use serde_json::Value;
 
 use crate::domain::event::Event;
 use crate::domain::fold::{Call, CallState};
 use crate::domain::ids::CallId;
 use crate::domain::write;
 use crate::store::Owner;
-use crate::tools::{self, ToolCall};
+use crate::tools::{self, Tool, ToolCall};
 
 use super::drive::{Driver, Made, Stop};
 
@@ -50,14 +51,7 @@ impl Driver {
             if !faith.may_act() {
                 return (call_id, Made::NotMade);
             }
-            let attempt = AssertUnwindSafe(tool.call(request)).catch_unwind();
-            let answer = match tokio::time::timeout(patience, attempt).await {
-                Ok(Ok(answer)) => answer,
-                // The panic hook has logged it.
-                Ok(Err(_panic)) => Err("The tool failed inside the server.".to_owned()),
-                Err(_) => Err(format!("The tool did not answer within {} s.", patience.as_secs())),
-            };
-            (call_id, Made::Answered(answer))
+            (call_id, Made::Answered(attempt(&*tool, request, patience).await))
         });
     }
 
@@ -98,5 +92,56 @@ impl Driver {
     fn call(&self, call_id: CallId) -> Option<(i32, &Call)> {
         let turn = self.folded.open_step()?;
         turn.calls.iter().find(|call| call.call_id == call_id).map(|call| (turn.step, call))
+    }
+}
+
+/// One attempt at a call. Whatever the tool does, the model gets an answer.
+async fn attempt(tool: &dyn Tool, call: ToolCall, patience: Duration) -> Result<Value, String> {
+    let attempt = AssertUnwindSafe(tool.call(call)).catch_unwind();
+    match tokio::time::timeout(patience, attempt).await {
+        Ok(Ok(answer)) => answer,
+        // The panic hook has logged it.
+        Ok(Err(_panic)) => Err("The tool failed inside the server.".to_owned()),
+        Err(_) => Err(format!("The tool did not answer within {} s.", patience.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use uuid::Uuid;
+
+    use crate::domain::ids::RunId;
+
+    use super::*;
+
+    struct Panics;
+    struct Sleeps;
+
+    #[async_trait]
+    impl Tool for Panics {
+        async fn call(&self, _: ToolCall) -> Result<Value, String> {
+            panic!("on purpose")
+        }
+    }
+
+    #[async_trait]
+    impl Tool for Sleeps {
+        async fn call(&self, _: ToolCall) -> Result<Value, String> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_panics_or_sleeps_is_a_failed_call_and_no_more() {
+        let call = ToolCall {
+            run_id: RunId::from_uuid(Uuid::nil()),
+            call_id: CallId::from_uuid(Uuid::nil()),
+            arguments: Value::Null,
+        };
+        let answer = attempt(&Panics, call.clone(), Duration::from_secs(60)).await;
+        assert_eq!(answer, Err("The tool failed inside the server.".to_owned()));
+        let answer = attempt(&Sleeps, call, Duration::ZERO).await;
+        assert_eq!(answer, Err("The tool did not answer within 0 s.".to_owned()));
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::domain::fold::Folded;
 use crate::domain::ids::{RunId, WorkspaceId};
+use crate::domain::limits;
 use crate::log::CallAnswer;
 use crate::log::desk::Handover;
 use crate::log::lane::Lane;
@@ -18,7 +19,8 @@ use crate::log::live::Watched;
 use crate::shutdown::Tasks;
 use crate::store::{Driveable, StoreError};
 
-use super::drive::{Calls, Driver, Made};
+use super::drive::{Calls, Driver, Made, internal};
+use super::isolate::poisoned;
 use super::{Driven, Engine};
 
 /// How often the queue is looked at when nobody says that something came.
@@ -120,7 +122,7 @@ impl Engine {
     ) -> Result<(), StoreError> {
         let began = Instant::now();
         for run_id in run_ids {
-            if self.drivers().contains_key(&run_id) {
+            if self.drivers().contains_key(&run_id) || self.isolation.holds(run_id) {
                 continue;
             }
             let Ok(slot) = self.log.desk.slots().clone().try_acquire_owned() else { break };
@@ -136,16 +138,23 @@ impl Engine {
     ///
     /// # Errors
     /// It cannot be loaded now; reconciliation finds it again.
-    async fn take_up(
+    pub(super) async fn take_up(
         self: &Arc<Self>,
         run_id: RunId,
         slot: OwnedSemaphorePermit,
         tasks: &Tasks,
     ) -> Result<(), StoreError> {
         let node_id = self.log.journal.node_id();
-        if let Some(run) = self.log.store.load_driveable(node_id, run_id).await? {
-            let watch = self.log.live.watch(run_id);
-            self.drive(run, slot, watch, tasks);
+        match self.log.store.load_driveable(node_id, run_id).await? {
+            Some(run) if self.isolation.is_for(&run.record) => {
+                drop(slot);
+                self.isolate(&run.record, tasks).await;
+            }
+            Some(run) => {
+                let watch = self.log.live.watch(run_id);
+                self.drive(run, slot, watch, tasks);
+            }
+            None => {}
         }
         Ok(())
     }
@@ -203,6 +212,11 @@ impl Engine {
         rev: Arc<AtomicI32>,
     ) -> Calls {
         let run_id = run.record.row.run_id;
+        if run.record.row.crashes >= limits::CONVICTED {
+            // Whoever convicted it did not come to end it.
+            self.fail_run(run_id, watch, rev, poisoned()).await;
+            return Calls::new();
+        }
         let failed = match self.driver(run, watch.clone(), rev.clone()).await {
             Ok(driver) => {
                 let driven = AssertUnwindSafe(driver.run()).catch_unwind().await;
@@ -217,7 +231,7 @@ impl Engine {
             }
         };
         tracing::error!(%run_id, "{failed} stopped a run; it is ended as failed");
-        self.fail_run(run_id, watch, rev).await;
+        self.fail_run(run_id, watch, rev, internal()).await;
         Calls::new()
     }
 

@@ -144,7 +144,7 @@ impl Driver {
                 Stop::Look(_) | Stop::Decide | Stop::Abort | Stop::Doubt => {}
                 Stop::Defect => {
                     let (id, watch) = (self.run_id(), self.lane.watch.clone());
-                    self.engine.clone().fail_run(id, watch, self.rev.clone()).await;
+                    self.engine.clone().fail_run(id, watch, self.rev.clone(), internal()).await;
                     return Calls::new();
                 }
             }
@@ -158,7 +158,9 @@ impl Driver {
         let circumstances = Now { at: now, in_flight: &self.in_flight, log_events, log_bytes };
         let decision = decide(&self.folded, &self.plan, &circumstances);
         let ends = matches!(decision, Decision::Done | Decision::End(_));
-        if !ends && self.engine.draining.is_cancelled() && self.in_flight.is_empty() {
+        let lets_go = self.engine.draining.is_cancelled()
+            || self.engine.isolation.acquits(&self.record, self.folded.steps_completed);
+        if !ends && lets_go && self.in_flight.is_empty() {
             return self.let_go(now, None).await.and(Err(Stop::Rest));
         }
         if !ends && self.folded.status == RunStatus::Queued {
@@ -388,7 +390,7 @@ const fn is_rest(event: &Event) -> bool {
 impl Engine {
     /// A run with everything that driving needs, however long the database is away; `None`: it is not
     /// this node's.
-    async fn load_own(&self, run_id: RunId) -> Option<Driveable> {
+    pub(super) async fn load_own(&self, run_id: RunId) -> Option<Driveable> {
         loop {
             let node_id = self.log.journal.node_id();
             match self.log.store.load_driveable(node_id, run_id).await {
@@ -401,12 +403,14 @@ impl Engine {
         }
     }
 
-    /// Ends a run whose driver panicked or found its log unfit, as failed.
+    /// Ends a run that cannot be driven as failed with this error: its driver panicked, its log is
+    /// unfit, or it took its process down.
     pub(super) async fn fail_run(
         self: &Arc<Self>,
         run_id: RunId,
         watch: Watched,
         rev: Arc<AtomicI32>,
+        error: RunError,
     ) {
         loop {
             let Some(run) = self.load_own(run_id).await else { return };
@@ -421,8 +425,7 @@ impl Engine {
                 watch.clone(),
                 doorbell,
             );
-            let message = "The server could not go on with this run.".to_owned();
-            let error = RunError { code: RunErrorCode::Internal, message, retryable: true };
+            let error = error.clone();
             let (events, update) = match Folded::read(&run.facts) {
                 Ok(mut folded) => {
                     let ending = match folded.status {
@@ -457,6 +460,12 @@ impl Engine {
             }
         }
     }
+}
+
+/// What a run ends with because of a defect of this server.
+pub(super) fn internal() -> RunError {
+    let message = "The server could not go on with this run.".to_owned();
+    RunError { code: RunErrorCode::Internal, message, retryable: true }
 }
 
 /// The end of a run whose log cannot be folded: what its row says is all that is known.

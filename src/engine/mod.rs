@@ -4,19 +4,24 @@
 //! - [`observe`]: who else is dead; [`trust`]: whether we may believe that we are not.
 //! - [`claim`]: from a due run to a driver in a slot.
 //! - [`drive`]: one run: decide → act → append, until it ends, parks or is lost.
+//! - [`isolate`]: runs that may take their process down get one of their own; [`alone`] is its side.
 //! - [`call_model`] and [`call_tools`]: the two ways to act.
 //! - [`plans`]: what runs were told to do, ready for use.
 //!
 //! What this room must never do: decide (that is the domain's), change a run except through the log,
 //! keep anything that a restart would miss, or let one run's failure touch another.
 
+mod alone;
 mod call_model;
 mod call_tools;
 mod claim;
 mod drive;
+mod isolate;
 mod node;
 pub mod observe;
 mod plans;
+#[cfg(test)]
+mod tests;
 pub mod trust;
 
 use std::collections::HashMap;
@@ -37,6 +42,8 @@ use crate::models::Models;
 use crate::shutdown::Tasks;
 use crate::store::StoreError;
 
+pub use isolate::{ChildCommand, Order};
+
 /// What an engine needs.
 pub struct Parts {
     /// The run log.
@@ -47,6 +54,8 @@ pub struct Parts {
     pub catalogue: Arc<Catalogue>,
     /// Slots: runs that are driven at the same time. 0: this node only answers the API.
     pub slots: usize,
+    /// How a process for a single run is started. `None`: this is one.
+    pub child: Option<ChildCommand>,
 }
 
 /// The engine of this process.
@@ -58,6 +67,7 @@ pub struct Engine {
     slots: usize,
     drivers: Mutex<HashMap<RunId, Driven>>,
     trust: Arc<trust::Trust>,
+    isolation: isolate::Isolation,
     /// Drivers let go of their runs at the next step.
     draining: CancellationToken,
     /// Drivers let go of their runs now.
@@ -92,6 +102,7 @@ impl Engine {
             models: parts.models,
             slots: parts.slots,
             drivers: Mutex::default(),
+            isolation: isolate::Isolation::new(parts.child),
             draining: CancellationToken::new(),
             aborting: CancellationToken::new(),
             let_go: Notify::new(),
@@ -150,7 +161,7 @@ impl Engine {
             let let_go = self.let_go.notified();
             tokio::pin!(let_go);
             let_go.as_mut().enable();
-            if self.drivers().is_empty() {
+            if self.drivers().is_empty() && self.isolation.is_empty() {
                 return;
             }
             let_go.await;

@@ -104,6 +104,7 @@ impl Engine {
     async fn bury_the_dead(&self, observer: &mut Observer) -> Result<()> {
         let neighbours = self.log.store.other_nodes(self.log.journal.node_id()).await?;
         self.log.wake.neighbours(!neighbours.is_empty());
+        self.isolation.look(&neighbours);
         for dead in observer.look(&neighbours, Instant::now()) {
             if self.log.store.bury(dead).await? {
                 tracing::warn!(node_id = %dead.node_id, "a node is dead; its runs are taken over");

@@ -187,6 +187,13 @@ impl Models {
         Ok(Self { providers })
     }
 
+    /// One provider with this model, whatever is asked of it.
+    #[cfg(test)]
+    pub fn only(provider: &str, model: Arc<dyn Model>) -> Self {
+        let provider_with_model = Provider { model, budget: Mutex::default() };
+        Self { providers: BTreeMap::from([(provider.to_owned(), provider_with_model)]) }
+    }
+
     /// The model of this name; `None` if its provider is not configured (any more).
     pub fn find(&self, name: &ModelName) -> Option<Arc<dyn Model>> {
         if name.provider == BUILTIN {

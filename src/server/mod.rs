@@ -3,6 +3,7 @@
 //! Nothing is decided here; it only says who knows whom.
 
 mod accept;
+mod isolated;
 mod places;
 mod stall;
 
@@ -25,6 +26,8 @@ use crate::log::Log;
 use crate::models::Models;
 use crate::shutdown::Tasks;
 use crate::store::{self, OpenOptions, SharedStore, StoreError};
+
+pub use isolated::drive_one;
 
 /// How long background tasks have to end once there is no run any more. Tools that were called for
 /// runs which others have taken over are not waited for.
@@ -56,6 +59,12 @@ pub enum StartError {
     /// The models cannot be set up.
     #[error("the models cannot be set up")]
     Models(#[source] crate::models::ModelsError),
+    /// The program cannot be found, to be started again for single runs.
+    #[error("the system does not say where this program is")]
+    Program(#[source] std::io::Error),
+    /// A process for a single run was not started by a server.
+    #[error("standard input is no pipe: only a server starts this")]
+    Parent(#[source] std::io::Error),
     /// The configured agents cannot be stored.
     #[error("the agents of the configuration cannot be stored")]
     Agents(#[source] SyncError),
@@ -81,8 +90,8 @@ pub struct Server {
     journal: Tasks,
 }
 
-async fn open(config: &Config) -> Result<SharedStore, StartError> {
-    let options = OpenOptions { unsafe_durability: config.unsafe_durability };
+async fn open(config: &Config, lent: bool) -> Result<SharedStore, StartError> {
+    let options = OpenOptions { unsafe_durability: config.unsafe_durability, lent };
     store::open(config.database_url.expose(), options).await.map_err(doing("opening the database"))
 }
 
@@ -91,7 +100,7 @@ async fn open(config: &Config) -> Result<SharedStore, StartError> {
 /// # Errors
 /// When the database cannot be opened or a migration fails.
 pub async fn migrate(config: &Config) -> Result<(), StartError> {
-    let store = open(config).await?;
+    let store = open(config, false).await?;
     store.close().await;
     Ok(())
 }
@@ -118,7 +127,7 @@ impl Server {
         let listener = accept::listen(config.listen)
             .map_err(|source| StartError::Bind { address: config.listen, source })?;
         let address = listener.local_addr().unwrap_or(config.listen);
-        let store = open(&config).await?;
+        let store = open(&config, false).await?;
 
         let (edge, work, journal) = (Tasks::new(), Tasks::new(), Tasks::new());
         let clock = Clock::system();
@@ -130,8 +139,13 @@ impl Server {
 
         let (log, handovers) = Log::new(store.clone(), clock, node_id, slots);
         log.start(&work, &journal);
-        let engine =
-            Engine::new(Parts { log: log.clone(), models, catalogue: catalogue.clone(), slots });
+        let engine = Engine::new(Parts {
+            log: log.clone(),
+            models,
+            catalogue: catalogue.clone(),
+            slots,
+            child: Some(isolated::command(&config)?),
+        });
         engine.start(handovers, &work).await.map_err(doing("starting the engine"))?;
 
         let app = App::new(log, catalogue, Links::new(config.public_url.as_deref()));
@@ -205,17 +219,18 @@ async fn drain(engine: &Engine, edge: &Tasks, work: &Tasks, journal: &Tasks) {
     }
 }
 
-/// Resolves on SIGTERM or SIGINT.
-async fn any_signal() {
+/// Resolves on SIGTERM or SIGINT. They are listened to from the call on, not from the first poll.
+fn any_signal() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals cannot be listened to; stop with SIGKILL");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async {
+        let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+            tracing::error!("signals cannot be listened to; stop with SIGKILL");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
 }

@@ -154,6 +154,19 @@ pub struct Claim {
     pub epoch: i32,
 }
 
+/// A run that goes from one node to another, by agreement of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transfer {
+    /// Which run.
+    pub run_id: RunId,
+    /// Who owns it now.
+    pub from: NodeId,
+    /// Who shall own it.
+    pub to: NodeId,
+    /// What `crashes` becomes; `None`: it stays.
+    pub crashes: Option<i32>,
+}
+
 /// A run with everything that a driver folds.
 #[derive(Debug, Clone)]
 pub struct Driveable {
@@ -398,8 +411,13 @@ pub trait Store: Send + Sync + 'static {
     /// `epoch` and `rev`, clears `due_at`.
     async fn claim_due(&self, node_id: NodeId, now: Timestamp, limit: i64) -> Result<Vec<Claim>>;
 
-    /// Claims runs of dead nodes: as [`Store::claim_due`], and counts a crash for each.
+    /// Claims runs of dead nodes: as [`Store::claim_due`], and counts a crash for each, up to
+    /// [`SUSPECT`](crate::domain::limits::SUSPECT): who died beside a run proves nothing against it.
     async fn claim_orphans(&self, node_id: NodeId, limit: i64) -> Result<Vec<Claim>>;
+
+    /// Makes `to` the owner of a run that `from` still owns: raises `epoch` and `rev`, sets
+    /// `crashes` if told to. Asks nobody whether they live. `None`: `from` does not own it (any more).
+    async fn transfer(&self, transfer: Transfer) -> Result<Option<Claim>>;
 
     /// The runs that this node owns, with their fences.
     async fn owned(&self, node_id: NodeId) -> Result<Vec<(RunId, i32)>>;

@@ -18,6 +18,8 @@ mod models;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod poison;
+#[cfg(test)]
 mod runs;
 #[cfg(test)]
 mod store;

@@ -138,6 +138,9 @@ impl Store for Down {
     async fn claim_orphans(&self, _: NodeId, _: i64) -> Result<Vec<Claim>> {
         down()
     }
+    async fn transfer(&self, _: Transfer) -> Result<Option<Claim>> {
+        down()
+    }
     async fn owned(&self, _: NodeId) -> Result<Vec<(RunId, i32)>> {
         down()
     }

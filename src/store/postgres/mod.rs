@@ -47,7 +47,7 @@ use crate::domain::time::Timestamp;
 use super::{
     Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
     LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError,
-    Written,
+    Transfer, Written,
 };
 use connections::{Backend, Connections};
 use flush::FlushId;
@@ -339,6 +339,10 @@ impl Store for PostgresStore {
 
     async fn claim_orphans(&self, node_id: NodeId, limit: i64) -> Result<Vec<Claim>> {
         self.claim_orphan_rows(node_id, limit).await
+    }
+
+    async fn transfer(&self, transfer: Transfer) -> Result<Option<Claim>> {
+        self.transfer_row(transfer).await
     }
 
     async fn owned(&self, node_id: NodeId) -> Result<Vec<(RunId, i32)>> {

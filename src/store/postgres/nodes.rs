@@ -3,8 +3,9 @@
 use sqlx::Row as _;
 
 use crate::domain::ids::{NodeId, RunId, WorkspaceId};
+use crate::domain::limits;
 use crate::domain::time::Timestamp;
-use crate::store::{Claim, Neighbour, NodeBeat, Result};
+use crate::store::{Claim, Neighbour, NodeBeat, Result, Transfer};
 
 use super::connections::Statement;
 use super::{PostgresStore, failure};
@@ -156,7 +157,7 @@ with recursive owners (node_id) as (
         rev = r.rev + 1,
         epoch = r.epoch + 1,
         due_at = null,
-        crashes = r.crashes + 1
+        crashes = greatest(r.crashes, least(r.crashes + 1, $3))
     from orphans
     where r.run_id >= orphans.run_id
     and r.run_id <= orphans.run_id
@@ -165,6 +166,17 @@ with recursive owners (node_id) as (
 select run_id, workspace_id, rev, epoch
 from claimed
 order by run_id";
+
+/// By the primary key of `runs`.
+const TRANSFER: &str = "\
+update runs
+set node_id = $3,
+    rev = rev + 1,
+    epoch = epoch + 1,
+    crashes = coalesce($4, crashes)
+where run_id = $1
+and node_id = $2
+returning run_id, workspace_id, rev, epoch";
 
 /// By `runs_owned`.
 const OWNED: &str = "\
@@ -244,7 +256,17 @@ impl PostgresStore {
         node_id: NodeId,
         limit: i64,
     ) -> Result<Vec<Claim>> {
-        self.claims(sqlx::query(CLAIM_ORPHANS).bind(node_id.uuid()).bind(limit)).await
+        let query = sqlx::query(CLAIM_ORPHANS).bind(node_id.uuid()).bind(limit);
+        self.claims(query.bind(limits::SUSPECT)).await
+    }
+
+    pub(super) async fn transfer_row(&self, transfer: Transfer) -> Result<Option<Claim>> {
+        let query = sqlx::query(TRANSFER)
+            .bind(transfer.run_id.uuid())
+            .bind(transfer.from.uuid())
+            .bind(transfer.to.uuid())
+            .bind(transfer.crashes);
+        Ok(self.claims(query).await?.pop())
     }
 
     async fn claims(&self, statement: Statement<'_>) -> Result<Vec<Claim>> {

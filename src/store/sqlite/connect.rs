@@ -11,21 +11,28 @@ use crate::store::{Result, StoreError};
 
 use super::{Options, failure};
 
-/// How long a connection waits for a lock that a tool of somebody else holds.
+/// How long a connection waits for a lock that a process to which the file is lent, or a tool of
+/// somebody else, holds.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Rows that may wait between SQLite's thread and ours: a page of a log fits, so the threads do not
 /// take turns row by row.
 const ROW_BUFFER: usize = 512;
 
-/// How the writer connects. It makes the file if there is none.
+/// How the writer connects. It makes the file if there is none, unless it is lent.
 pub(super) fn writer(path: &Path, options: &Options) -> SqliteConnectOptions {
-    common(path)
-        .create_if_missing(true)
-        // Both count only before the first table: what retention frees can then be given back in
-        // slices, without a rewrite of the whole file.
-        .page_size(options.page_size)
-        .auto_vacuum(SqliteAutoVacuum::Incremental)
+    let connection = common(path);
+    let connection = if options.lent {
+        connection
+    } else {
+        connection
+            .create_if_missing(true)
+            // Both count only before the first table: what retention frees can then be given back in
+            // slices, without a rewrite of the whole file.
+            .page_size(options.page_size)
+            .auto_vacuum(SqliteAutoVacuum::Incremental)
+    };
+    connection
         .journal_mode(SqliteJournalMode::Wal)
         // FULL: a commit is on the disk before anybody is told.
         .synchronous(SqliteSynchronous::Full)

@@ -8,8 +8,10 @@
 //! - **In doubt.** The database runs in this process, so the answer to a commit is never lost on the
 //!   way. Only a caller that stops waiting does not know what became of its batch; [`Store::resolve`]
 //!   comes behind it on the writer and reads back what is there. There is no table of flushes.
-//! - **One process.** An exclusive lock on `<file>.lock` keeps a second server out, whatever node it
+//! - **One server.** An exclusive lock on `<file>.lock` keeps a second server out, whatever node it
 //!   says it is. The lock goes with the process, however it ends. That is why [`Store::is_exclusive`].
+//!   It lends the file to the processes that it starts for single runs ([`Options::lent`]): they write
+//!   too, so `begin immediate` may have to wait for one of them, and is told so when it took too long.
 //! - **No `:memory:`.** It would be another database on every connection.
 //! - **Numbers.** A run has a local number, `run_no`, under which its events are kept: they are
 //!   written side by side in the order of creation. Nobody outside this room sees it.
@@ -54,7 +56,7 @@ use crate::domain::time::Timestamp;
 use super::{
     Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
     LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError,
-    Written,
+    Transfer, Written,
 };
 use checkpoint::Checkpoints;
 use connect::Lock;
@@ -78,6 +80,9 @@ pub struct Options {
     pub checkpoint_bytes: u64,
     /// Bytes of the write-ahead log from which on the writer stops for 20 ms to begin it anew.
     pub wal_limit_bytes: u64,
+    /// Another process of ours holds the lock and has made the schema: take no lock, make nothing, and
+    /// leave the write-ahead log to it in the end.
+    pub lent: bool,
 }
 
 impl Default for Options {
@@ -88,6 +93,7 @@ impl Default for Options {
             page_size: 4096,
             checkpoint_bytes: 4 * 1024 * 1024,
             wal_limit_bytes: 64 * 1024 * 1024,
+            lent: false,
         }
     }
 }
@@ -99,6 +105,7 @@ pub struct SqliteStore {
     readers: Readers,
     reader_count: usize,
     writer: Writer,
+    lent: bool,
 }
 
 impl SqliteStore {
@@ -119,7 +126,7 @@ impl SqliteStore {
                     .to_owned(),
             ));
         }
-        let lock = Lock::take(&path)?;
+        let lock = if options.lent { None } else { Some(Lock::take(&path)?) };
         let unusable = |error: sqlx::Error| failure::of_open(&path, &error);
         let writes = connect::writer(&path, &options);
         let mut connection = writes.connect().await.map_err(unusable)?;
@@ -132,7 +139,7 @@ impl SqliteStore {
         let writer = Writer::start(connection, writes, checkpoints, lock);
         let reader_count = options.readers.max(1);
         let readers = Readers::new(connect::reader(&path), reader_count);
-        Ok(Self { path, readers, reader_count, writer })
+        Ok(Self { path, readers, reader_count, writer, lent: options.lent })
     }
 
     /// Makes the schema, or brings it up to date.
@@ -172,7 +179,7 @@ impl Store for SqliteStore {
     }
 
     fn is_exclusive(&self) -> bool {
-        true
+        !self.lent
     }
 
     fn flush_interval(&self) -> Duration {
@@ -338,6 +345,10 @@ impl Store for SqliteStore {
 
     async fn claim_orphans(&self, node_id: NodeId, limit: i64) -> Result<Vec<Claim>> {
         nodes::claim_orphans(&self.writer, node_id, limit).await
+    }
+
+    async fn transfer(&self, transfer: Transfer) -> Result<Option<Claim>> {
+        nodes::transfer(&self.writer, transfer).await
     }
 
     async fn owned(&self, node_id: NodeId) -> Result<Vec<(RunId, i32)>> {

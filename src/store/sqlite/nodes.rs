@@ -5,8 +5,9 @@ use sqlx::types::Uuid;
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::domain::ids::{NodeId, RunId, WorkspaceId};
+use crate::domain::limits;
 use crate::domain::time::Timestamp;
-use crate::store::{Claim, Neighbour, NodeBeat, Result};
+use crate::store::{Claim, Neighbour, NodeBeat, Result, Transfer};
 
 use super::failure;
 use super::readers::{Query, Readers};
@@ -102,11 +103,22 @@ set node_id = ?1,
     rev = rev + 1,
     epoch = epoch + 1,
     due_at = null,
-    crashes = crashes + ?2
+    crashes = max(crashes, min(crashes + ?2, ?4))
 where run_no in (
     select v.value ->> 0
     from jsonb_each(?3) v
 )";
+
+/// By the unique index of `runs`.
+const TRANSFER: &str = "\
+update runs
+set node_id = ?3,
+    rev = rev + 1,
+    epoch = epoch + 1,
+    crashes = coalesce(?4, crashes)
+where run_id = ?1
+and node_id = ?2
+returning workspace_id, rev, epoch";
 
 /// By `runs_owned`.
 const OWNED: &str = "\
@@ -179,6 +191,26 @@ pub(super) async fn claim_orphans(
 ) -> Result<Vec<Claim>> {
     let find = sqlx::query(ORPHANS).bind(node_id.uuid()).bind(limit);
     claim(writer, find, node_id, 1).await
+}
+
+pub(super) async fn transfer(writer: &Writer, transfer: Transfer) -> Result<Option<Claim>> {
+    let query = sqlx::query(TRANSFER)
+        .bind(transfer.run_id.uuid())
+        .bind(transfer.from.uuid())
+        .bind(transfer.to.uuid())
+        .bind(transfer.crashes);
+    let rows = writer
+        .write(move |connection| {
+            Box::pin(async move { query.fetch_all(connection).await.map_err(failure::of) })
+        })
+        .await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    Ok(Some(Claim {
+        run_id: transfer.run_id,
+        workspace_id: WorkspaceId(row.try_get("workspace_id").map_err(failure::of)?),
+        rev: row.try_get("rev").map_err(failure::of)?,
+        epoch: row.try_get("epoch").map_err(failure::of)?,
+    }))
 }
 
 pub(super) async fn owned(readers: &Readers, node_id: NodeId) -> Result<Vec<(RunId, i32)>> {
@@ -261,11 +293,12 @@ async fn take(
     }
     if !numbers.is_empty() {
         let query = sqlx::query(CLAIM).bind(node_id.uuid()).bind(crashes).bind(numbers.json());
-        query.execute(connection).await.map_err(failure::of)?;
+        query.bind(limits::SUSPECT).execute(connection).await.map_err(failure::of)?;
     }
     Ok(claims)
 }
 
 /// For `plans.rs`.
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] = &[DUE, OLDEST_DUE, ORPHANS, CLAIM, OWNED, RELEASE, FORGET];
+pub(super) const STATEMENTS: &[&str] =
+    &[DUE, OLDEST_DUE, ORPHANS, CLAIM, TRANSFER, OWNED, RELEASE, FORGET];

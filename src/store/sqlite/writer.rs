@@ -56,7 +56,7 @@ impl Writer {
         connection: SqliteConnection,
         options: SqliteConnectOptions,
         checkpoints: Checkpoints,
-        lock: Lock,
+        lock: Option<Lock>,
     ) -> Self {
         let (work, queue) = mpsc::channel(MOST_WAITING);
         let tasks = Tasks::new();
@@ -137,8 +137,8 @@ struct Seat {
     connection: Option<SqliteConnection>,
     options: SqliteConnectOptions,
     checkpoints: Checkpoints,
-    /// Let go last: the next server must not find us still at work.
-    lock: Lock,
+    /// Let go last: the next server must not find us still at work. `None`: the file is lent to us.
+    lock: Option<Lock>,
 }
 
 impl Seat {
@@ -183,7 +183,10 @@ async fn run(mut seat: Seat, mut queue: mpsc::Receiver<Work>, tasks: Tasks) {
         }
     }
     if let Some(mut connection) = seat.connection.take() {
-        seat.checkpoints.at_end(&mut connection).await;
+        // Whoever lent us the file goes on writing: emptying its log would keep it from that.
+        if seat.lock.is_some() {
+            seat.checkpoints.at_end(&mut connection).await;
+        }
         // Everything is committed: an error here loses nothing.
         let _ = connection.close().await;
     }

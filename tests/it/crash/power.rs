@@ -192,6 +192,7 @@ async fn a_postgres_that_may_lose_what_it_confirmed_is_refused() {
         let cluster = Cluster::start(&[setting]);
         let mut setup = Setup::new(cluster.empty_database().await, "");
         let refused = setup.try_start().await.map(|server| server.log());
+        let refused = refused.map_err(|young| young.log);
         let told = refused.as_ref().err().cloned().unwrap_or_default();
         report.fault(refused.is_err());
         report.check(told.contains(setting) && told.contains("--unsafe-durability"), || {

@@ -12,7 +12,7 @@ use stepwell::domain::run::RunStatus;
 use stepwell::domain::time::Timestamp;
 use stepwell::store::{
     AppendOutcome, Batch, CreateOutcome, GuestDecision, GuestOutcome, GuestWrite, Locked, NewRun,
-    Owner, RunFilter, RunUpdate, SharedStore,
+    Owner, RunFilter, RunUpdate, SharedStore, Transfer,
 };
 
 use super::fixtures::*;
@@ -69,6 +69,13 @@ enum Op {
         off: i32,
         due: i64,
     },
+    /// A node gives a run to another.
+    Transfer {
+        run: u32,
+        from: u32,
+        to: u32,
+        crashes: Option<i32>,
+    },
     /// Everything of one run is read.
     Read {
         run: u32,
@@ -102,6 +109,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => node().prop_map(|node| Op::Bury { node }),
         2 => (run(), node(), off(), 0..50_i64)
             .prop_map(|(run, node, off, due)| Op::Release { run, node, off, due }),
+        1 => (run(), node(), node(), proptest::option::of(0..4_i32))
+            .prop_map(|(run, from, to, crashes)| Op::Transfer { run, from, to, crashes }),
         2 => (run(), 0..6_i32, 0..12_i32, 1..5_i64, any::<bool>()).prop_map(
             |(run, above, below, limit, descending)| {
                 Op::Read { run, above, below, limit, descending }
@@ -200,6 +209,17 @@ impl Play {
                 if let Some(known) = held {
                     known.node = None;
                     known.due = Some(at(due));
+                }
+            }
+            Op::Transfer { run, from, to, crashes } => {
+                let given =
+                    Transfer { run_id: run_id(run), from: node(from), to: node(to), crashes };
+                let claim = ask!(self, |s| async move { s.transfer(given).await.unwrap() });
+                let held = self.model.runs.get_mut(&run);
+                let held = held.filter(|known| known.node == Some(node(from)));
+                assert_eq!(claim.map(|claim| claim.rev), held.as_ref().map(|known| known.rev + 1));
+                if let Some(known) = held {
+                    *known = Known { node: Some(node(to)), rev: known.rev + 1, ..known.clone() };
                 }
             }
             Op::Read { run, above, below, limit, descending } => {

@@ -1,7 +1,8 @@
 use stepwell::domain::ids::RunId;
 use stepwell::domain::run::RunStatus;
 use stepwell::store::{
-    AppendOutcome, Batch, Claim, GuestDecision, NodeBeat, RunUpdate, SharedStore, StoreError,
+    AppendOutcome, Batch, Claim, GuestDecision, NodeBeat, RunRow, RunUpdate, SharedStore,
+    StoreError, Transfer,
 };
 
 use super::fixtures::*;
@@ -18,6 +19,10 @@ conformance!(
     two_claims_never_get_the_same_run,
     orphans_are_the_runs_of_dead_nodes_only,
     a_crash_is_counted_for_every_orphan,
+    deaths_of_neighbours_make_a_suspect_and_no_more,
+    a_run_goes_from_its_owner_to_another_with_a_new_fence,
+    nobody_gives_away_what_is_not_its_own,
+    a_transfer_may_set_the_crashes,
     a_node_knows_what_it_owns,
     a_run_is_released_by_its_owner_only,
     a_released_run_is_due_with_its_message_and_without_a_crash,
@@ -193,6 +198,71 @@ async fn a_crash_is_counted_for_every_orphan(store: SharedStore) {
     };
     assert_eq!(store.flush(&driver).await.unwrap().appends, [AppendOutcome::Written]);
     assert_eq!(row(&store, 1).await.crashes, 0);
+}
+
+async fn deaths_of_neighbours_make_a_suspect_and_no_more(store: SharedStore) {
+    add_agent(&store, "a").await;
+    for (crashes, after) in [(0, 1), (1, 2), (2, 2), (3, 3)] {
+        let n = 10 * u32::try_from(crashes + 1).unwrap();
+        let mut new = driven_run(1);
+        new.row.run_id = run_id(n);
+        new.first = queued(run_id(n));
+        new.row.node_id = Some(node(n));
+        new.row.crashes = crashes;
+        create(&store, vec![new]).await;
+        for node_id in [node(n), node(n + 1)] {
+            store.register_node(node_id, at(0)).await.unwrap();
+        }
+        assert!(store.bury(NodeBeat { node_id: node(n), beat: 0 }).await.unwrap());
+        assert_eq!(ids(&store.claim_orphans(node(n + 1), 10).await.unwrap()), [run_id(n)]);
+        assert_eq!(row(&store, n).await.crashes, after);
+    }
+}
+
+async fn a_run_goes_from_its_owner_to_another_with_a_new_fence(store: SharedStore) {
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1), driven_run(2)]).await;
+    let before = row(&store, 1).await;
+    let given = Transfer { run_id: run_id(1), from: node(1), to: node(2), crashes: None };
+    let claim = Claim { run_id: run_id(1), workspace_id: HOME, rev: 2, epoch: 2 };
+    assert_eq!(store.transfer(given).await.unwrap(), Some(claim));
+    let after = RunRow { node_id: Some(node(2)), rev: 2, epoch: 2, ..before };
+    assert_eq!(row(&store, 1).await, after);
+    assert_eq!(row(&store, 2).await.node_id, Some(node(1)));
+    // Who gave it away has lost it, in the middle of whatever it was writing.
+    let late = vec![delta(run_id(1), 2, "late")];
+    assert_eq!(append_to(&store, 1, 1, late, None).await, AppendOutcome::Missed);
+    let heir = Batch {
+        node_id: node(2),
+        ..batch(vec![], vec![append(1, 2, vec![delta(run_id(1), 2, "next")], None)])
+    };
+    assert_eq!(store.flush(&heir).await.unwrap().appends, [AppendOutcome::Written]);
+}
+
+async fn nobody_gives_away_what_is_not_its_own(store: SharedStore) {
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1), new_run(2)]).await;
+    let before = (row(&store, 1).await, row(&store, 2).await);
+    for (n, from) in [(1, 2), (1, 3), (2, 1), (77, 1)] {
+        let given = Transfer { run_id: run_id(n), from: node(from), to: node(3), crashes: Some(3) };
+        assert_eq!(store.transfer(given).await.unwrap(), None, "run {n} from node {from}");
+    }
+    assert_eq!((row(&store, 1).await, row(&store, 2).await), before);
+    // Once: whoever asks again learns that it is done.
+    let given = Transfer { run_id: run_id(1), from: node(1), to: node(3), crashes: None };
+    assert!(store.transfer(given).await.unwrap().is_some());
+    assert_eq!(store.transfer(given).await.unwrap(), None);
+}
+
+async fn a_transfer_may_set_the_crashes(store: SharedStore) {
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1)]).await;
+    let given =
+        |from, to, crashes| Transfer { run_id: run_id(1), from: node(from), to: node(to), crashes };
+    assert!(store.transfer(given(1, 2, Some(3))).await.unwrap().is_some());
+    assert_eq!(row(&store, 1).await.crashes, 3);
+    assert!(store.transfer(given(2, 1, None)).await.unwrap().is_some());
+    assert_eq!(row(&store, 1).await.crashes, 3);
 }
 
 async fn a_node_knows_what_it_owns(store: SharedStore) {

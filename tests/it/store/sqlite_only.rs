@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use stepwell::store::sqlite::{Options, SqliteStore};
-use stepwell::store::{GuestDecision, GuestWrite, Locked, SharedStore, StoreError};
+use stepwell::store::{
+    AppendOutcome, Batch, GuestDecision, GuestWrite, Locked, SharedStore, StoreError, Transfer,
+};
 
 use super::fixtures::*;
 use crate::support::databases::{Directory, open_sqlite};
@@ -24,6 +26,54 @@ async fn a_second_server_is_refused_until_the_first_is_gone() {
     assert!(first.is_exclusive());
     first.close().await;
     assert!(!open(&directory).await.beat(node(1)).await.unwrap());
+}
+
+/// The same file as another process of ours opens it. (Two stores in one process are two sets of
+/// connections, which is what two processes are to SQLite.)
+async fn borrow(directory: &Directory) -> SharedStore {
+    let options = Options { lent: true, ..Options::default() };
+    Arc::new(SqliteStore::open(directory.file(), options).await.unwrap())
+}
+
+#[tokio::test]
+async fn a_lent_file_is_written_by_both_and_each_sees_the_other() {
+    let directory = Directory::new();
+    let server = open(&directory).await;
+    let child = borrow(&directory).await;
+    assert!(server.is_exclusive() && !child.is_exclusive());
+    add_agent(&server, "a").await;
+    create(&server, vec![driven_run(1), driven_run(2)]).await;
+    let given = Transfer { run_id: run_id(2), from: node(1), to: node(2), crashes: None };
+    assert!(child.transfer(given).await.unwrap().is_some());
+    // Both write all the time: none of them is refused, and none of them changes the other's run.
+    let write = |store: SharedStore, n: u32, rev: i32| async move {
+        for seq in 2..=200 {
+            let entries = vec![delta(run_id(n), seq, "x")];
+            let write =
+                Batch { node_id: node(n), ..batch(vec![], vec![append(n, rev, entries, None)]) };
+            assert_eq!(store.flush(&write).await.unwrap().appends, [AppendOutcome::Written]);
+        }
+    };
+    tokio::join!(write(server.clone(), 1, 1), write(child.clone(), 2, 2));
+    for store in [&server, &child] {
+        assert_eq!((log(store, 1).await.len(), log(store, 2).await.len()), (200, 200));
+    }
+    // It goes without taking anything along: the server's lock, and the log before the file.
+    child.close().await;
+    let second = SqliteStore::open(directory.file(), Options::default()).await;
+    assert!(matches!(second, Err(StoreError::Unusable(_))), "{second:?}");
+    assert!(directory.wal_bytes() > 0);
+    assert!(!server.beat(node(9)).await.unwrap());
+    server.close().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_cannot_be_lent() {
+    let directory = Directory::new();
+    let options = Options { lent: true, ..Options::default() };
+    let refused = SqliteStore::open(directory.file(), options).await;
+    assert!(matches!(refused, Err(StoreError::Unusable(_))), "{refused:?}");
+    assert!(!directory.file().exists());
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod databases;
 pub mod model_server;
+pub mod peers;
 pub mod postgres;
 pub mod profile;
 pub mod proxy;

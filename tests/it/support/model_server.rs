@@ -25,6 +25,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::peers::Ends;
+
 /// A request that came.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -34,6 +36,8 @@ pub struct Request {
     pub headers: BTreeMap<String, String>,
     /// The JSON that was sent.
     pub body: Value,
+    /// The connection that it came on.
+    pub ends: Ends,
 }
 
 /// A piece of a streamed body.
@@ -347,8 +351,10 @@ enum After {
 
 async fn serve(mut socket: TcpStream, shared: Arc<Shared>) {
     let _ = socket.set_nodelay(true);
+    let (Ok(ours), Ok(theirs)) = (socket.local_addr(), socket.peer_addr()) else { return };
+    let ends = Ends { ours, theirs };
     let mut buffer = Vec::new();
-    while let Some(request) = read_request(&mut socket, &mut buffer).await {
+    while let Some(request) = read_request(&mut socket, &mut buffer, ends).await {
         let reply = shared.reply_to(request);
         let (mut from, mut to) = socket.split();
         let mut spare = [0; 64];
@@ -385,7 +391,7 @@ fn reset() -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::ConnectionReset, WANTED)
 }
 
-async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Request> {
+async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>, ends: Ends) -> Option<Request> {
     let end = loop {
         if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             break at;
@@ -409,7 +415,7 @@ async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Re
     }
     let body: Vec<u8> = buffer.drain(..length).collect();
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    Some(Request { path, headers, body })
+    Some(Request { path, headers, body, ends })
 }
 
 async fn write_reply(

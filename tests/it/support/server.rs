@@ -75,11 +75,11 @@ impl Setup {
     }
 
     pub async fn start(&self) -> Server {
-        self.try_start().await.unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+        self.try_start().await.unwrap_or_else(|young| panic!("it did not start:\n{}", young.log))
     }
 
-    /// A server, or what was logged by one that did not start.
-    pub async fn try_start(&self) -> Result<Server, String> {
+    /// A server, or how it ended before it listened: what it recovers may take it down at once.
+    pub async fn try_start(&self) -> Result<Server, DiedYoung> {
         let config = self.folder.path().join("stepwell.yaml");
         std::fs::write(&config, &self.yaml).expect("the configuration is written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_stepwell"))
@@ -112,7 +112,8 @@ impl Setup {
         let Ok(Ok(address)) = address else {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(log.lock().expect("log").clone());
+            let log = log.lock().expect("log").clone();
+            return Err(DiedYoung { pid: child.id(), log });
         };
         Ok(Server { child, client: Client::new(&format!("http://{address}")), log })
     }
@@ -128,6 +129,12 @@ fn port_that_stays() -> u16 {
             return port;
         }
     }
+}
+
+/// A server that ended before it listened.
+pub struct DiedYoung {
+    pub pid: u32,
+    pub log: String,
 }
 
 /// A server that runs.
