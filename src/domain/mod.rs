@@ -22,6 +22,7 @@ pub mod money;
 pub mod page;
 pub mod plan;
 pub mod problem;
+pub mod retention;
 pub mod retry;
 pub mod run;
 pub mod schema;
