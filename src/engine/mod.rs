@@ -4,6 +4,7 @@
 //! - [`claim`]: from a due run to a driver in a slot.
 //! - [`drive`]: one run: decide → act → append, until it ends, parks or is lost.
 //! - [`call_model`] and [`call_tools`]: the two ways to act.
+//! - [`housekeeping`]: what is old goes.
 //! - [`plans`]: what runs were told to do, ready for use.
 //!
 //! What this room must never do: decide (that is the domain's), change a run except through the log,
@@ -13,6 +14,7 @@ mod call_model;
 mod call_tools;
 mod claim;
 mod drive;
+pub mod housekeeping;
 mod node;
 mod plans;
 
@@ -27,12 +29,15 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::domain::ids::RunId;
 use crate::domain::model::Catalogue;
+use crate::domain::retention::Retention;
 use crate::log::Log;
 use crate::log::desk::Handover;
 use crate::log::live::Watched;
 use crate::models::Models;
 use crate::shutdown::Tasks;
 use crate::store::StoreError;
+
+use housekeeping::Housekeeping;
 
 /// What an engine needs.
 pub struct Parts {
@@ -44,6 +49,8 @@ pub struct Parts {
     pub catalogue: Arc<Catalogue>,
     /// Slots: runs that are driven at the same time. 0: this node only answers the API.
     pub slots: usize,
+    /// How long logs are kept.
+    pub retention: Retention,
 }
 
 /// The engine of this process.
@@ -53,6 +60,7 @@ pub struct Engine {
     models: Arc<Models>,
     plans: plans::Plans,
     slots: usize,
+    housekeeping: Housekeeping,
     drivers: Mutex<HashMap<RunId, Driven>>,
     /// Drivers let go of their runs at the next step.
     draining: CancellationToken,
@@ -73,7 +81,13 @@ const DRAIN: Duration = Duration::from_secs(20);
 impl Engine {
     /// An engine that does nothing yet.
     pub fn new(parts: Parts) -> Arc<Self> {
+        let housekeeping = Housekeeping {
+            store: parts.log.store.clone(),
+            clock: parts.log.clock.clone(),
+            keep: parts.retention,
+        };
         Arc::new(Self {
+            housekeeping,
             clock: parts.log.clock.clone(),
             plans: plans::Plans::new(parts.log.store.clone(), parts.catalogue),
             log: parts.log,
@@ -110,6 +124,8 @@ impl Engine {
         }
         let (engine, own) = (self.clone(), tasks.clone());
         tasks.spawn(async move { engine.live_on(&own).await });
+        let (housekeeping, own) = (self.housekeeping.clone(), tasks.clone());
+        tasks.spawn(async move { housekeeping.run(&own).await });
         Ok(())
     }
 

@@ -32,7 +32,7 @@ use crate::store::{
 };
 
 use desk::{Desk, Handover};
-pub use follow::Cursor;
+pub use follow::{Cursor, FollowError, Gap, Next};
 use journal::Journal;
 use live::{Glance, Live};
 

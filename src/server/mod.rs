@@ -118,8 +118,13 @@ impl Server {
 
         let (log, handovers) = Log::new(store.clone(), clock, node_id, slots);
         log.start(&work, &journal);
-        let engine =
-            Engine::new(Parts { log: log.clone(), models, catalogue: catalogue.clone(), slots });
+        let engine = Engine::new(Parts {
+            log: log.clone(),
+            models,
+            catalogue: catalogue.clone(),
+            slots,
+            retention: config.retention,
+        });
         engine.start(handovers, &work).await.map_err(doing("starting the engine"))?;
 
         let app = App::new(log, catalogue, Links::new(config.public_url.as_deref()));
