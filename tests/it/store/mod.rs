@@ -12,5 +12,6 @@ mod guests;
 mod lists;
 mod logs;
 mod ownership;
+mod retention;
 mod runs;
 mod sqlite_only;
