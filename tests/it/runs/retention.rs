@@ -14,7 +14,7 @@ use super::{YAML, id, scripted, slow_words};
 use crate::support::client::{Client, Frame};
 use crate::support::on_both_databases;
 use crate::support::postgres;
-use crate::support::server::Setup;
+use crate::support::server::{Server, Setup};
 
 on_both_databases! {
     days_later_deltas_are_gone_and_streams_say_so;
@@ -128,7 +128,7 @@ async fn weeks_later_runs_and_keys_are_gone_and_what_has_not_ended_goes_on(url: 
     let setup = Setup::new(url.clone(), YAML);
     let server = setup.start().await;
     server.client.post("/v1/agents", &talker()).await.expect(201);
-    let create = |server: &crate::support::server::Server, key: &'static str, body: Value| {
+    let create = |server: &Server, key: &'static str, body: Value| {
         let path = "/v1/agents/talker/runs";
         let client = server.client.clone();
         let request = client.request(reqwest::Method::POST, path).header("idempotency-key", key);
@@ -164,6 +164,25 @@ async fn weeks_later_runs_and_keys_are_gone_and_what_has_not_ended_goes_on(url: 
     assert_eq!(server.client.wait(&open).await["status"], "cancelled");
 }
 
+/// What the server logs about holes, once it has said so often. (Its log comes through a pipe.)
+async fn errors(server: &Server, times: usize) -> Vec<Value> {
+    let look = async {
+        loop {
+            let log = server.log();
+            let lines = log.lines().filter(|line| line.contains("events of a log are missing"));
+            let said: Vec<Value> =
+                lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
+            if said.len() >= times {
+                return said;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let said = tokio::time::timeout(Duration::from_secs(20), look).await.expect("it is logged");
+    assert_eq!(said.len(), times, "{said:?}");
+    said
+}
+
 async fn a_hole_that_nothing_explains_ends_the_stream(url: String) {
     let setup = Setup::new(url.clone(), YAML);
     let server = setup.start().await;
@@ -190,13 +209,7 @@ async fn a_hole_that_nothing_explains_ends_the_stream(url: String) {
             "up to the hole, and no further"
         );
     }
-    let said = server.log();
-    let said: Vec<Value> = said
-        .lines()
-        .filter(|line| line.contains("events of a log are missing"))
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect();
-    assert_eq!(said.len(), 2);
+    let said = errors(&server, 2).await;
     assert_eq!(said[0]["level"], "ERROR");
     let text = said[0].to_string();
     assert!(text.contains(&run_id) && text.contains(&format!("\"from_seq\":{first}")), "{text}");

@@ -8,6 +8,7 @@ mod appends;
 mod creations;
 mod differential;
 mod fixtures;
+mod following;
 mod guests;
 mod lists;
 mod logs;
