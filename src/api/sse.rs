@@ -17,7 +17,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use crate::app::{AppError, Caller};
+use crate::app::Caller;
+use crate::app::runs::{FollowError, Gap, Next};
 use crate::domain::event::{Entry, EventType};
 use crate::domain::ids::RunId;
 
@@ -176,12 +177,12 @@ impl EventStream {
             let reason = loop {
                 let woken = tokio::select! {
                     biased;
-                    entries = cursor.next() => Woken::Entries(entries),
+                    next = cursor.next() => Woken::Next(next),
                     () = &mut stopped => Woken::Stopped,
                     () = &mut timer => Woken::Timer,
                 };
                 match woken {
-                    Woken::Entries(Ok(entries)) => {
+                    Woken::Next(Ok(Next::Events(entries))) => {
                         let ended = entries.iter().any(|entry| entry.event_type.is_final());
                         last_seq = entries.last().map_or(last_seq, |entry| entry.seq);
                         let mut chunk = frame(&entries, self.filter);
@@ -199,9 +200,12 @@ impl EventStream {
                             break StreamEndReason::Rotated;
                         }
                     }
-                    Woken::Entries(Err(error)) => {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::warn!(run_id = %self.run_id, error, "a stream broke off");
+                    Woken::Next(Ok(Next::Gap(missing))) => {
+                        last_sent = Instant::now();
+                        yield Ok(gap(missing));
+                    }
+                    Woken::Next(Err(error)) => {
+                        self.broke_off(&error);
                         break StreamEndReason::Unavailable;
                     }
                     Woken::Stopped => break StreamEndReason::Draining,
@@ -225,6 +229,20 @@ impl EventStream {
         }
     }
 
+    fn broke_off(&self, error: &FollowError) {
+        let run_id = self.run_id;
+        match error {
+            FollowError::Hole(Gap { from_seq, to_seq }) => {
+                tracing::error!(%run_id, from_seq, to_seq, "events of a log are missing");
+            }
+            FollowError::Gone => tracing::info!(%run_id, "a run was deleted under its reader"),
+            FollowError::Store(error) => {
+                let error = error as &dyn std::error::Error;
+                tracing::warn!(%run_id, error, "a stream broke off");
+            }
+        }
+    }
+
     /// From here on it is the server that ends the stream.
     fn done(&mut self) {
         if let Some(on_disconnect) = &mut self.on_disconnect {
@@ -234,7 +252,7 @@ impl EventStream {
 }
 
 enum Woken {
-    Entries(Result<Vec<Entry>, AppError>),
+    Next(Result<Next, FollowError>),
     Stopped,
     Timer,
 }
@@ -275,6 +293,14 @@ fn frame(entries: &[Entry], filter: EventFilter) -> Vec<u8> {
         out.extend_from_slice(b"\n\n");
     }
     out
+}
+
+/// What stands for events that retention took: no id, for it is no entry of the log. Passes every
+/// filter: nobody is to take what is left for all that there was.
+fn gap(Gap { from_seq, to_seq }: Gap) -> Bytes {
+    Bytes::from(format!(
+        "event: stream.gap\ndata: {{\"type\":\"stream.gap\",\"from_seq\":{from_seq},\"to_seq\":{to_seq},\"reason\":\"compacted\"}}\n\n"
+    ))
 }
 
 /// The last event of a stream that the server ends: no id, for it is no entry of the log.
@@ -367,6 +393,14 @@ mod tests {
         for reason in [StreamEndReason::Rotated, StreamEndReason::SlowReader] {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
         }
+    }
+
+    #[test]
+    fn a_gap_says_what_is_missing_and_has_no_id() {
+        assert_eq!(
+            gap(Gap { from_seq: 4, to_seq: 9 }),
+            "event: stream.gap\ndata: {\"type\":\"stream.gap\",\"from_seq\":4,\"to_seq\":9,\"reason\":\"compacted\"}\n\n"
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::domain::step::Step;
 use crate::domain::usage::Usage;
 use crate::domain::{agent, transcript};
 use crate::log::{Created, Cursor, Erased};
+pub use crate::log::{FollowError, Gap, Next};
 use crate::store::{GuestOutcome, LogRange, NewKey, NewRun, RunBody, RunRow};
 
 pub use crate::store::{RunFilter, RunRecord};
@@ -48,13 +49,13 @@ pub struct RunRequest {
 pub struct Follow(Cursor);
 
 impl Follow {
-    /// The next events, at least one: waits until there are some. Cancel-safe. Nothing follows the
-    /// final event: do not ask again.
+    /// What comes next: waits until there is something. Cancel-safe. Nothing follows the final event:
+    /// do not ask again.
     ///
     /// # Errors
-    /// The store's.
-    pub async fn next(&mut self) -> Result<Vec<Entry>, AppError> {
-        Ok(self.0.next().await?)
+    /// See [`Cursor::next`].
+    pub async fn next(&mut self) -> Result<Next, FollowError> {
+        self.0.next().await
     }
 }
 

@@ -113,7 +113,8 @@ In the file only:
                         output_usd_per_million,
                       timeouts: connect_seconds [10], first_token_seconds [60], idle_seconds [45]
   agents.AGENT_ID     an agent as POST /v1/agents takes it
-  retention           run_days [30], delta_days [30] (nothing is deleted in this version)";
+  retention           run_days [30]: days after its end that a run is kept,
+                      delta_days [30]: days that its pieces of text are kept";
 
 /// Reads the command line and does what it says.
 pub fn run(commands: &impl Commands) -> ExitCode {

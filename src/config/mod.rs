@@ -33,6 +33,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::domain::agent::AgentSettings;
 use crate::domain::ids::AgentId;
 use crate::domain::model::{BUILTIN, Catalogue, ProviderFacts};
+use crate::domain::retention::Retention;
 use crate::models::ProviderSettings;
 
 pub use address::DatabaseUrl;
@@ -105,15 +106,6 @@ pub struct LogConfig {
     pub filter: String,
     /// Whether colours make sense where it goes.
     pub colours: bool,
-}
-
-/// How long logs are kept. Checked and kept for the issue that deletes; nothing is deleted yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
-    /// Days after its end that a run is kept.
-    pub run_days: u32,
-    /// Days after they were written that deltas are kept.
-    pub delta_days: u32,
 }
 
 /// Everything that an operator can say, checked.

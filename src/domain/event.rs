@@ -514,6 +514,14 @@ impl Entry {
         EventType::from_word(std::str::from_utf8(rest.get(..end)?).ok()?)
     }
 
+    /// When it was written.
+    ///
+    /// # Errors
+    /// When the stored text has no time.
+    pub fn created_at(&self) -> serde_json::Result<Timestamp> {
+        serde_json::from_slice(&self.data).map(|envelope: Envelope| envelope.created_at)
+    }
+
     /// Reads the event and when it was written.
     ///
     /// # Errors

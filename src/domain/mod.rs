@@ -6,6 +6,7 @@
 //! Reading order: [`ids`], [`time`], [`money`] and [`usage`] are the small change; [`agent`], [`tool`],
 //! [`message`], [`run`] and [`event`] are the resources; [`plan`] is what a run was told to do,
 //! [`fold`] turns a log back into a state, [`decide`] says what comes next, and [`mod@write`] says which events a decision leaves behind.
+//! [`retention`] says how long all of it is kept.
 //!
 //! To add an event: add its struct and its line in [`event`], teach [`fold`] to read it (if it is a
 //! fact), put an old sample of it in `tests/it/corpus`, and regenerate `openapi.yaml`.
@@ -22,6 +23,7 @@ pub mod money;
 pub mod page;
 pub mod plan;
 pub mod problem;
+pub mod retention;
 pub mod retry;
 pub mod run;
 pub mod schema;

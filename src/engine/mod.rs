@@ -6,6 +6,7 @@
 //! - [`drive`]: one run: decide → act → append, until it ends, parks or is lost.
 //! - [`isolate`]: runs that may take their process down get one of their own; [`alone`] is its side.
 //! - [`call_model`] and [`call_tools`]: the two ways to act.
+//! - [`housekeeping`]: what is old goes.
 //! - [`plans`]: what runs were told to do, ready for use.
 //!
 //! What this room must never do: decide (that is the domain's), change a run except through the log,
@@ -16,6 +17,7 @@ mod call_model;
 mod call_tools;
 mod claim;
 mod drive;
+pub mod housekeeping;
 mod isolate;
 mod node;
 pub mod observe;
@@ -35,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::domain::ids::RunId;
 use crate::domain::model::Catalogue;
+use crate::domain::retention::Retention;
 use crate::log::Log;
 use crate::log::desk::Handover;
 use crate::log::live::Watched;
@@ -42,6 +45,7 @@ use crate::models::Models;
 use crate::shutdown::Tasks;
 use crate::store::StoreError;
 
+use housekeeping::Housekeeping;
 pub use isolate::{ChildCommand, Order};
 
 /// What an engine needs.
@@ -56,6 +60,8 @@ pub struct Parts {
     pub slots: usize,
     /// How a process for a single run is started. `None`: this is one.
     pub child: Option<ChildCommand>,
+    /// How long logs are kept.
+    pub retention: Retention,
 }
 
 /// The engine of this process.
@@ -65,6 +71,7 @@ pub struct Engine {
     models: Arc<Models>,
     plans: plans::Plans,
     slots: usize,
+    housekeeping: Housekeeping,
     drivers: Mutex<HashMap<RunId, Driven>>,
     trust: Arc<trust::Trust>,
     isolation: isolate::Isolation,
@@ -90,7 +97,13 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 impl Engine {
     /// An engine that does nothing yet.
     pub fn new(parts: Parts) -> Arc<Self> {
+        let housekeeping = Housekeeping {
+            store: parts.log.store.clone(),
+            clock: parts.log.clock.clone(),
+            keep: parts.retention,
+        };
         Arc::new(Self {
+            housekeeping,
             clock: parts.log.clock.clone(),
             trust: trust::Trust::new(
                 parts.log.journal.node_id(),
@@ -133,6 +146,8 @@ impl Engine {
         }
         let (engine, own) = (self.clone(), tasks.clone());
         tasks.spawn(async move { engine.live_on(&own).await });
+        let (housekeeping, own) = (self.housekeeping.clone(), tasks.clone());
+        tasks.spawn(async move { housekeeping.run(&own).await });
         Ok(())
     }
 

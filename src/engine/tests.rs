@@ -15,6 +15,7 @@ use crate::domain::ids::{NodeId, RunId, WorkspaceId};
 use crate::domain::limits;
 use crate::domain::message::Input;
 use crate::domain::model::{Catalogue, ModelAnswer, ModelRequest};
+use crate::domain::retention::Retention;
 use crate::domain::retry::ModelFailure;
 use crate::domain::run::{RunConfig, RunStatus};
 use crate::domain::time::Timestamp;
@@ -150,6 +151,7 @@ impl Stage {
             catalogue: Arc::new(Catalogue::default()),
             slots,
             child,
+            retention: Retention { run_days: 30, delta_days: 30 },
         });
         engine.start(handovers, &work).await.unwrap();
         Running { engine, log, work, journal }

@@ -1,8 +1,12 @@
 //! A cursor over one run's log: `(run_id, after)`. It owns no queue; a slow reader costs nothing.
+//!
+//! A log has no holes but those that retention made: days of deltas. Every other hole is a defect of
+//! ours, and no reader is led across it.
 
 use crate::domain::event::Entry;
 use crate::domain::ids::{RunId, WorkspaceId};
-use crate::store::{LogRange, Result, SharedStore};
+use crate::domain::retention;
+use crate::store::{LogRange, SharedStore, StoreError};
 
 use super::live::{Glance, Watched};
 
@@ -35,32 +39,113 @@ impl Cursor {
         self.after
     }
 
-    /// The next events, at least one; waits until there are some. Cancel-safe: events that were not
-    /// returned will be. Behind the final event nothing comes any more: do not ask again.
+    /// What comes next; waits until there is something. Cancel-safe: what was not returned will be.
+    /// Behind the final event nothing comes any more: do not ask again.
     ///
     /// # Errors
-    /// When the store cannot be read. The cursor has not moved and may be asked again.
-    pub async fn next(&mut self) -> Result<Vec<Entry>> {
+    /// When the store cannot be read: the cursor has not moved and may be asked again. When the run is
+    /// gone or events are missing: it is no use to ask again.
+    pub async fn next(&mut self) -> Result<Next, FollowError> {
+        let events = self.events().await?;
+        let newest = events.last().map_or(self.after, |last| last.seq);
+        // Seqs are unique and ascend: without a hole the newest says how many there are.
+        if i64::from(newest) - i64::from(self.after) == events.len() as i64 {
+            self.after = newest;
+            return Ok(Next::Events(events));
+        }
+        self.up_to_a_hole(events).await
+    }
+
+    /// Whatever is there behind the cursor, at least one event; waits until there is some.
+    async fn events(&self) -> Result<Vec<Entry>, FollowError> {
         loop {
-            let Self { store, watch, workspace_id, run_id, after } = self;
-            let changed = watch.changed();
+            let changed = self.watch.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let events = match watch.glance(*after) {
+            let events = match self.watch.glance(self.after) {
                 Glance::Events(events) => events,
                 Glance::Nothing => Vec::new(),
                 Glance::ReadStore => {
-                    let range =
-                        LogRange { above: *after, below: i32::MAX, limit: PAGE, descending: false };
-                    store.read_log(*workspace_id, *run_id, range).await?.unwrap_or_default()
+                    let (above, below) = (self.after, i32::MAX);
+                    self.read(LogRange { above, below, limit: PAGE, descending: false }).await?
                 }
             };
-            if let Some(last) = events.last() {
-                *after = last.seq;
+            if !events.is_empty() {
                 return Ok(events);
             }
-            let _asleep = watch.sleeper(*after);
+            let _asleep = self.watch.sleeper(self.after);
             changed.await;
         }
     }
+
+    /// The events in front of a hole among these, or the hole if they begin with it.
+    async fn up_to_a_hole(&mut self, mut events: Vec<Entry>) -> Result<Next, FollowError> {
+        let whole = (self.after + 1..).zip(&events).take_while(|(seq, e)| e.seq == *seq).count();
+        let Some(behind) = events.get(whole).map(|entry| entry.seq) else {
+            self.after = events.last().map_or(self.after, |entry| entry.seq);
+            return Ok(Next::Events(events));
+        };
+        events.truncate(whole);
+        if let Some(last) = events.last() {
+            // The hole comes with the next question.
+            self.after = last.seq;
+            return Ok(Next::Events(events));
+        }
+        let gap = Gap { from_seq: self.after + 1, to_seq: behind - 1 };
+        if !self.is_explained(behind).await? {
+            return Err(FollowError::Hole(gap));
+        }
+        self.after = gap.to_seq;
+        Ok(Next::Gap(gap))
+    }
+
+    /// Whether retention can have taken what is missing in front of this event. Facts are never
+    /// missing, so there is an event in front of the hole, and what is missing was written after it.
+    async fn is_explained(&self, behind: i32) -> Result<bool, FollowError> {
+        let range = LogRange { above: 0, below: behind, limit: 1, descending: true };
+        let newest = self.read(range).await?;
+        let Some(newest) = newest.first() else { return Ok(false) };
+        let written_at = newest.created_at().map_err(|error| {
+            StoreError::Corrupt(format!("the time of event {}: {error}", newest.seq))
+        })?;
+        let gone_before = self.store.deltas_gone_before().await?;
+        Ok(retention::explains_a_hole(gone_before, written_at))
+    }
+
+    async fn read(&self, range: LogRange) -> Result<Vec<Entry>, FollowError> {
+        let page = self.store.read_log(self.workspace_id, self.run_id, range).await?;
+        page.ok_or(FollowError::Gone)
+    }
+}
+
+/// What a cursor comes upon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// The next events, at least one.
+    Events(Vec<Entry>),
+    /// Events that retention took; the log goes on behind them.
+    Gap(Gap),
+}
+
+/// Events that are not in the log (any more).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The first that is missing.
+    pub from_seq: i32,
+    /// The last that is missing.
+    pub to_seq: i32,
+}
+
+/// Why a cursor cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The run was deleted under the reader.
+    #[error("the run was deleted")]
+    Gone,
+    /// Events are missing that nothing was allowed to take: somebody must find out why.
+    #[error("events {} to {} are missing", .0.from_seq, .0.to_seq)]
+    Hole(Gap),
 }

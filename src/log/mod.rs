@@ -34,7 +34,7 @@ use crate::store::{
 };
 
 use desk::{Desk, Handover};
-pub use follow::Cursor;
+pub use follow::{Cursor, FollowError, Gap, Next};
 pub use guest::CallAnswer;
 use journal::Journal;
 use live::Live;

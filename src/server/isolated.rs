@@ -67,6 +67,7 @@ pub async fn drive_one(config: Config, order: Order) -> Result<(), StartError> {
         catalogue: Arc::new(config.catalogue()),
         slots: 1,
         child: None,
+        retention: config.retention,
     });
     tokio::select! {
         done = engine.drive_alone(order, &work) => done.map_err(doing("taking the run over"))?,

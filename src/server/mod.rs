@@ -145,6 +145,7 @@ impl Server {
             catalogue: catalogue.clone(),
             slots,
             child: Some(isolated::command(&config)?),
+            retention: config.retention,
         });
         engine.start(handovers, &work).await.map_err(doing("starting the engine"))?;
 

@@ -23,6 +23,7 @@ mod ear;
 pub mod error;
 mod open;
 pub mod postgres;
+mod retention;
 mod rows;
 pub mod sqlite;
 
@@ -43,6 +44,7 @@ pub use batch::{
 pub use ear::{Ear, Hint};
 pub use error::StoreError;
 pub use open::{OpenOptions, open};
+pub use retention::{KeySweep, OLDEST, RunSweep, Swept, SweptDeltas};
 
 /// The answer of a store.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -435,4 +437,38 @@ pub trait Store: Send + Sync + 'static {
         due_at: Timestamp,
         status_message: Option<&str>,
     ) -> Result<bool>;
+
+    // Retention. Each sweep is one slice, and one transaction: see `retention.rs`.
+
+    /// Makes ready what writes of the next days need; nothing to do on SQLite. Without it writes go on,
+    /// but what they leave behind is dearer to delete. Once a day is enough.
+    async fn prepare_days(&self) -> Result<()>;
+
+    /// Deletes runs that ended long enough ago, erased ones too, with all their events, bodies and
+    /// labels. From the first slice of a run on, nobody finds it any more. Counts runs that are gone.
+    async fn sweep_runs(&self, sweep: RunSweep) -> Result<Swept<RunId>>;
+
+    /// Deletes old idempotency keys, but no key of a run that has not ended or has ended lately.
+    /// Counts keys.
+    async fn sweep_keys(&self, sweep: KeySweep) -> Result<Swept<Timestamp>>;
+
+    /// Deletes deltas that were written before; but none behind the newest fact of a run that will go
+    /// on, which would go on with a `seq` that was given before. Raises
+    /// [`Store::deltas_gone_before`]. `after` is what the slice before said, or `None` to begin.
+    async fn sweep_deltas(
+        &self,
+        after: Option<i64>,
+        written_before: Timestamp,
+    ) -> Result<SweptDeltas>;
+
+    /// Before when deltas may have been deleted by retention; the beginning of time if none ever were.
+    async fn deltas_gone_before(&self) -> Result<Timestamp>;
+
+    /// Forgets dead nodes that own nothing, and on Postgres flush numbers taken before `before` by
+    /// nodes that are forgotten. Counts flush numbers.
+    async fn sweep_nodes(&self, before: Timestamp) -> Result<Swept<()>>;
+
+    /// Gives a little of the free space in the database's file back to the system, unless there is so
+    /// little that new rows will soon fill it. Whether there is more. Postgres sees to it by itself.
+    async fn shrink(&self) -> Result<bool>;
 }

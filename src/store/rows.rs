@@ -104,7 +104,11 @@ impl RunFields {
     }
 }
 
-fn read_metadata(text: &str) -> Result<BTreeMap<String, String>> {
+/// A run's metadata.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when it is no object of texts.
+pub(super) fn read_metadata(text: &str) -> Result<BTreeMap<String, String>> {
     serde_json::from_str(text).map_err(|e| corrupt("run_bodies.metadata", e))
 }
 

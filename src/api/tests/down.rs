@@ -157,6 +157,27 @@ impl Store for Down {
     ) -> Result<bool> {
         down()
     }
+    async fn prepare_days(&self) -> Result<()> {
+        down()
+    }
+    async fn sweep_runs(&self, _: RunSweep) -> Result<Swept<RunId>> {
+        down()
+    }
+    async fn sweep_keys(&self, _: KeySweep) -> Result<Swept<Timestamp>> {
+        down()
+    }
+    async fn sweep_deltas(&self, _: Option<i64>, _: Timestamp) -> Result<SweptDeltas> {
+        down()
+    }
+    async fn deltas_gone_before(&self) -> Result<Timestamp> {
+        down()
+    }
+    async fn sweep_nodes(&self, _: Timestamp) -> Result<Swept<()>> {
+        down()
+    }
+    async fn shrink(&self) -> Result<bool> {
+        down()
+    }
 }
 
 /// The database, shared.

@@ -37,7 +37,8 @@ pub struct EventsQuery {
 /// `message.delta` for the text as it is written; `message.completed` stands for its deltas. When the
 /// connection breaks, come back with the last `id` as `Last-Event-ID` and nothing is missed. The last
 /// event is `stream.end`: with `reason` `run_ended` you are done; with any other, come back the same
-/// way. 204 means that the run has ended and you have everything.
+/// way. 204 means that the run has ended and you have everything. In the log of an old run pieces of
+/// text may be gone: `stream.gap`, without an id, stands for them, and the stream goes on behind it.
 #[utoipa::path(get, path = "/v1/runs/{run_id}/events", operation_id = "stream_run_events", tag = "events",
     params(("run_id" = RunId, Path, description = "The run."), EventsQuery,
         ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that you have.", example = "17")),
@@ -83,7 +84,8 @@ async fn open_run_events(
 /// List a run's events
 ///
 /// The same events as the stream's, as JSON in pages, oldest first; the ids of this list are `seq`.
-/// Call this to read a log as it is, without waiting for more.
+/// Call this to read a log as it is, without waiting for more. Where `seq` jumps, pieces of text of an
+/// old run are not kept any more; `message.completed` still has the whole text.
 #[utoipa::path(get, path = "/v1/runs/{run_id}/log", operation_id = "list_run_log", tag = "events",
     params(("run_id" = RunId, Path, description = "The run."), PageQuery),
     responses((status = 200, description = "A page of events.", body = LogPage)))]

@@ -230,7 +230,8 @@ pub async fn cancel_run(
 /// Delete a run
 ///
 /// Erases an ended run with its input, result, events and steps, for good. A run that has not ended
-/// gets 409 `run_active`: cancel it first.
+/// gets 409 `run_active`: cancel it first. Call this to erase a run early: some time after their end
+/// (30 days, unless the server's operator says otherwise) runs are deleted anyway.
 #[utoipa::path(delete, path = "/v1/runs/{run_id}", operation_id = "delete_run", tag = "runs",
     params(("run_id" = RunId, Path, description = "The run.")),
     responses((status = 204, description = "The run is gone.")))]

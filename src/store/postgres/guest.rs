@@ -91,6 +91,7 @@ with bodies as (
 update runs r
 set rev = r.rev + 1,
     deleted_at = $3,
+    fact_seq = 0,
     node_id = null,
     due_at = null,
     status_message = null,

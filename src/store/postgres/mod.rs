@@ -5,7 +5,8 @@
 //! - [`failure`]: what an error means.
 //! - [`statements`], [`binding`], [`flush`]: group commit, and batches in doubt.
 //! - [`listen`]: hints between nodes, and the lock that shows that a process is there.
-//! - [`guest`], [`log`], [`runs`], [`agents`], [`keys`], [`nodes`]: the other operations by room.
+//! - [`guest`], [`log`], [`runs`], [`agents`], [`keys`], [`nodes`], [`retention`]: the other
+//!   operations by room.
 //!
 //! What this room must never do: build SQL at run time, hold a transaction across anything but SQL,
 //! or put a connection back whose last answer is not known.
@@ -24,6 +25,7 @@ mod keys;
 mod listen;
 mod log;
 mod nodes;
+mod retention;
 mod runs;
 mod settings;
 mod statements;
@@ -46,8 +48,8 @@ use crate::domain::time::Timestamp;
 
 use super::{
     Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError,
-    Transfer, Written,
+    KeySweep, LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, RunSweep, Store,
+    StoreError, Swept, SweptDeltas, Transfer, Written,
 };
 use connections::{Backend, Connections};
 use flush::FlushId;
@@ -55,7 +57,7 @@ use flush::FlushId;
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The schema that this version writes.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 /// How long a flush may take; longer than the server's own limit for a statement.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(6);
@@ -65,8 +67,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const JOURNAL_CONNECTIONS: u32 = 2;
 /// Days for which partitions of `run_deltas` are made ahead.
 const PARTITIONS_AHEAD: i32 = 7;
-
-const MAKE_PARTITIONS: &str = "select make_delta_partitions(current_date, $1)";
 
 /// All of `meta`: one row.
 const META: &str = "\
@@ -154,17 +154,6 @@ impl PostgresStore {
         }
         drop(lease);
         self.make_partitions().await
-    }
-
-    /// Makes the partitions of `run_deltas` for the next week; those that exist stay. To be called at
-    /// start and once a day. Without it writes go on, into a partition that retention cannot drop.
-    ///
-    /// # Errors
-    /// As every write.
-    pub async fn make_partitions(&self) -> Result<()> {
-        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
-        let query = sqlx::query(MAKE_PARTITIONS).bind(PARTITIONS_AHEAD + 1);
-        lease.rows(query).await.map(drop).map_err(failure::of_write)
     }
 }
 
@@ -362,5 +351,38 @@ impl Store for PostgresStore {
         status_message: Option<&str>,
     ) -> Result<bool> {
         self.release_row(nodes::Release { node_id, run_id, rev, due_at, status_message }).await
+    }
+
+    async fn prepare_days(&self) -> Result<()> {
+        self.make_partitions_if_free().await
+    }
+
+    async fn sweep_runs(&self, sweep: RunSweep) -> Result<Swept<RunId>> {
+        self.sweep_run_rows(sweep).await
+    }
+
+    async fn sweep_keys(&self, sweep: KeySweep) -> Result<Swept<Timestamp>> {
+        self.sweep_key_rows(sweep).await
+    }
+
+    async fn sweep_deltas(
+        &self,
+        _after: Option<i64>,
+        written_before: Timestamp,
+    ) -> Result<SweptDeltas> {
+        self.sweep_delta_rows(written_before).await
+    }
+
+    async fn deltas_gone_before(&self) -> Result<Timestamp> {
+        self.gone_before().await
+    }
+
+    async fn sweep_nodes(&self, before: Timestamp) -> Result<Swept<()>> {
+        self.sweep_node_rows(before).await
+    }
+
+    /// Vacuum makes room for new rows, and dropped days give theirs back at once.
+    async fn shrink(&self) -> Result<bool> {
+        Ok(false)
     }
 }

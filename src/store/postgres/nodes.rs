@@ -238,6 +238,10 @@ impl PostgresStore {
 
     pub(super) async fn retire_node_row(&self, node_id: NodeId) -> Result<()> {
         self.change(sqlx::query(RETIRE).bind(node_id.uuid())).await?;
+        self.forget_nodes().await
+    }
+
+    pub(super) async fn forget_nodes(&self) -> Result<()> {
         self.change(sqlx::query(FORGET)).await.map(drop)
     }
 

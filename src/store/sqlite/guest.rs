@@ -47,6 +47,7 @@ const BURY: &str = "\
 update runs
 set rev = rev + 1,
     deleted_at = ?2,
+    fact_seq = 0,
     node_id = null,
     due_at = null,
     status_message = null,

@@ -37,6 +37,7 @@ mod nodes;
 #[cfg(test)]
 mod plans;
 mod readers;
+mod retention;
 mod runs;
 mod table;
 mod writer;
@@ -55,8 +56,8 @@ use crate::domain::time::Timestamp;
 
 use super::{
     Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, Store, StoreError,
-    Transfer, Written,
+    KeySweep, LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, RunSweep, Store,
+    StoreError, Swept, SweptDeltas, Transfer, Written,
 };
 use checkpoint::Checkpoints;
 use connect::Lock;
@@ -64,7 +65,7 @@ use readers::Readers;
 use writer::Writer;
 
 /// The newest `min_reader_version` that this server can open.
-const READER_VERSION: i32 = 1;
+const READER_VERSION: i32 = 2;
 
 /// Longer than on Postgres: a flush here costs an fsync and nothing else can be written meanwhile.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(5);
@@ -369,5 +370,37 @@ impl Store for SqliteStore {
     ) -> Result<bool> {
         let release = nodes::Release { node_id, run_id, rev, due_at, status_message };
         nodes::release(&self.writer, release).await
+    }
+
+    async fn prepare_days(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn sweep_runs(&self, sweep: RunSweep) -> Result<Swept<RunId>> {
+        retention::sweep_runs(&self.readers, &self.writer, sweep).await
+    }
+
+    async fn sweep_keys(&self, sweep: KeySweep) -> Result<Swept<Timestamp>> {
+        retention::sweep_keys(&self.readers, &self.writer, sweep).await
+    }
+
+    async fn sweep_deltas(
+        &self,
+        after: Option<i64>,
+        written_before: Timestamp,
+    ) -> Result<SweptDeltas> {
+        retention::sweep_deltas(&self.readers, &self.writer, after, written_before).await
+    }
+
+    async fn deltas_gone_before(&self) -> Result<Timestamp> {
+        retention::gone_before(&self.readers).await
+    }
+
+    async fn sweep_nodes(&self, _before: Timestamp) -> Result<Swept<()>> {
+        nodes::forget(&self.writer).await.map(|()| Swept::NOTHING)
+    }
+
+    async fn shrink(&self) -> Result<bool> {
+        retention::shrink(&self.readers, &self.writer).await
     }
 }

@@ -171,6 +171,10 @@ pub(super) async fn bury(writer: &Writer, seen: NodeBeat) -> Result<bool> {
 
 pub(super) async fn retire(writer: &Writer, node_id: NodeId) -> Result<()> {
     change(writer, sqlx::query(RETIRE).bind(node_id.uuid())).await?;
+    forget(writer).await
+}
+
+pub(super) async fn forget(writer: &Writer) -> Result<()> {
     change(writer, sqlx::query(FORGET)).await.map(drop)
 }
 
@@ -243,7 +247,8 @@ pub(super) async fn release(writer: &Writer, release: Release<'_>) -> Result<boo
     Ok(change(writer, query).await? == 1)
 }
 
-async fn change(writer: &Writer, query: Query<'static>) -> Result<u64> {
+/// Runs one statement in a turn of its own, and counts what it changed.
+pub(super) async fn change(writer: &Writer, query: Query<'static>) -> Result<u64> {
     writer
         .write(move |connection| {
             Box::pin(async move {

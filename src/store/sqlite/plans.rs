@@ -3,9 +3,12 @@
 
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
-use super::{events, flush, guest, list, log, nodes, runs};
+use super::{events, flush, guest, list, log, nodes, retention, runs};
 
-const SCHEMA: &str = include_str!("../../../migrations/sqlite/0001_initial.sql");
+const SCHEMA: [&str; 2] = [
+    include_str!("../../../migrations/sqlite/0001_initial.sql"),
+    include_str!("../../../migrations/sqlite/0002_retention.sql"),
+];
 
 /// What may be scanned: parameters and what was found for them, and the nodes, of whom there are few.
 const SHORT: [&str; 11] =
@@ -19,7 +22,9 @@ const SORTED: [&str; 2] =
 async fn no_statement_scans_or_sorts_what_grows() {
     // Plans need a schema and no rows, so this is the one place for a database in memory.
     let mut connection = SqliteConnection::connect(":memory:").await.unwrap();
-    sqlx::raw_sql(SCHEMA).execute(&mut connection).await.unwrap();
+    for migration in SCHEMA {
+        sqlx::raw_sql(migration).execute(&mut connection).await.unwrap();
+    }
     let all = [
         events::STATEMENTS,
         flush::STATEMENTS,
@@ -27,6 +32,7 @@ async fn no_statement_scans_or_sorts_what_grows() {
         list::STATEMENTS,
         log::STATEMENTS,
         nodes::STATEMENTS,
+        retention::STATEMENTS,
         runs::STATEMENTS,
     ];
     for sql in all.concat() {

@@ -6,6 +6,7 @@ mod create;
 mod follow;
 mod idempotency;
 mod recover;
+mod retention;
 mod wires;
 
 use serde_json::{Value, json};

@@ -185,3 +185,40 @@ async fn the_log_before_the_file_stays_small_while_others_read() {
     assert!(largest < 2 * 1024 * 1024, "the log grew to {largest} bytes");
     assert_eq!(log(&store, 3).await.len(), 500);
 }
+
+#[tokio::test]
+async fn the_file_shrinks_when_old_deltas_have_gone() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1)]).await;
+    let text = "x".repeat(8_000);
+    for first in (2..1_002).step_by(100) {
+        let words = (first..first + 100).map(|seq| delta(run_id(1), seq, &text)).collect();
+        append_to(&store, 1, 1, words, None).await;
+    }
+    append_to(&store, 1, 1, vec![completed(run_id(1), 1_002)], Some(ends(1_002))).await;
+    assert!(!store.shrink().await.unwrap(), "nothing is free");
+    let (mut after, mut slices) = (None, 0);
+    loop {
+        let swept = store.sweep_deltas(after, at(10)).await.unwrap();
+        assert!(swept.deltas <= 200, "every flush waits for it");
+        slices += 1;
+        after = swept.more;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert!(slices >= 5);
+    let mut turns = 0;
+    while store.shrink().await.unwrap() {
+        turns += 1;
+    }
+    assert!(turns >= 10, "{turns} turns");
+    // Closing moves what was written into the file.
+    store.close().await;
+    let bytes = std::fs::metadata(directory.file()).unwrap().len();
+    assert!(bytes < 2 * 1024 * 1024, "{bytes} bytes after 8,000,000 were deleted");
+    let store = open(&directory).await;
+    assert_eq!(log(&store, 1).await.len(), 2);
+}

@@ -1,9 +1,10 @@
-//! What only Postgres can get wrong: lost answers, locks, values that it refuses, plans. What every
-//! store must do is in `tests/it/store`.
+//! What only Postgres can get wrong: lost answers, locks, values that it refuses, plans, days that
+//! are dropped. What every store must do is in `tests/it/store`.
 
 mod doubt;
 mod locks;
 mod plans;
 mod proxy;
+mod retention;
 mod sample;
 mod values;

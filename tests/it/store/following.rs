@@ -1,0 +1,83 @@
+//! A cursor over what the store has, and over what it does not have any more.
+
+use std::time::Duration;
+
+use stepwell::clock::Clock;
+use stepwell::domain::event::Entry;
+use stepwell::domain::run::RunStatus;
+use stepwell::log::{Cursor, FollowError, Gap, Log, Next};
+use stepwell::store::{GuestDecision, SharedStore};
+
+use super::fixtures::*;
+use crate::support::databases::conformance;
+
+conformance!(
+    a_reader_is_led_across_what_retention_took_and_loses_nothing_else,
+    a_reader_of_a_run_that_is_deleted_hears_of_it,
+);
+
+/// A cursor of a process that drives nothing.
+fn follow(store: &SharedStore, n: u32, after: i32) -> Cursor {
+    let (log, _handovers) = Log::new(store.clone(), Clock::system(), node(9), 0);
+    log.follow(HOME, run_id(n), after)
+}
+
+/// What a cursor gives, with events as the range of their seqs.
+async fn steps(mut cursor: Cursor) -> Vec<(&'static str, i32, i32)> {
+    let mut steps = Vec::new();
+    loop {
+        match cursor.next().await.unwrap() {
+            Next::Gap(Gap { from_seq, to_seq }) => steps.push(("gap", from_seq, to_seq)),
+            Next::Events(events) => {
+                let (first, last) = (&events[0], &events[events.len() - 1]);
+                steps.push(("events", first.seq, last.seq));
+                if last.event_type.is_final() {
+                    return steps;
+                }
+            }
+        }
+    }
+}
+
+async fn a_reader_is_led_across_what_retention_took_and_loses_nothing_else(store: SharedStore) {
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1)]).await;
+    let words = |seqs: std::ops::Range<i32>| seqs.map(|seq| delta(run_id(1), seq, "word"));
+    // Longer than two pages.
+    let mut entries: Vec<Entry> = words(2..1_200).collect();
+    entries.push(running(run_id(1), 1_200));
+    append_to(&store, 1, 1, entries, Some(update(RunStatus::Running, 1_200))).await;
+    let mut entries: Vec<Entry> = words(1_201..1_210).collect();
+    entries.push(completed(run_id(1), 1_210));
+    append_to(&store, 1, 1, entries, Some(ends(1_210))).await;
+    let whole = steps(follow(&store, 1, 0)).await;
+    assert_eq!(whole, [("events", 1, 500), ("events", 501, 1_000), ("events", 1_001, 1_210)]);
+
+    let later = Clock::system().now().plus(Duration::from_secs(2 * 24 * 3600));
+    let mut after = None;
+    loop {
+        after = store.sweep_deltas(after, later).await.unwrap().more;
+        if after.is_none() {
+            break;
+        }
+    }
+    let end = [("events", 1_200, 1_200), ("gap", 1_201, 1_209), ("events", 1_210, 1_210)];
+    let led = steps(follow(&store, 1, 0)).await;
+    assert_eq!(led[..2], [("events", 1, 1), ("gap", 2, 1_199)]);
+    assert_eq!(led[2..], end);
+    let led = steps(follow(&store, 1, 700)).await;
+    assert_eq!((led[0], &led[1..]), (("gap", 701, 1_199), &end[..]));
+    assert_eq!(steps(follow(&store, 1, 1_199)).await, end);
+    assert_eq!(steps(follow(&store, 1, 1_209)).await, end[2..]);
+}
+
+async fn a_reader_of_a_run_that_is_deleted_hears_of_it(store: SharedStore) {
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1)]).await;
+    let mut cursor = follow(&store, 1, 0);
+    assert_eq!(cursor.next().await.unwrap(), Next::Events(vec![queued(run_id(1))]));
+    append_to(&store, 1, 1, vec![completed(run_id(1), 2)], Some(ends(2))).await;
+    visit(&store, 1, None, GuestDecision::Erase { at: at(3) }).await.unwrap();
+    let gone = cursor.next().await;
+    assert!(matches!(gone, Err(FollowError::Gone)), "{gone:?}");
+}
