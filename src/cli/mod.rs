@@ -113,6 +113,9 @@ In the file only:
                         output_usd_per_million,
                       timeouts: connect_seconds [10], first_token_seconds [60], idle_seconds [45]
   agents.AGENT_ID     an agent as POST /v1/agents takes it
+  edge                max_connections [20000], max_connections_per_address [the same],
+                      max_streams [10000], max_streams_per_workspace [the same],
+                      stall_seconds [30], stream_minutes [30]
   retention           run_days [30]: days after its end that a run is kept,
                       delta_days [30]: days that its pieces of text are kept";
 

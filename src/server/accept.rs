@@ -6,13 +6,15 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use hyper::Request;
-use hyper::body::Incoming;
+use axum::body::{Body, Bytes};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -25,11 +27,14 @@ use crate::clock::Clock;
 use crate::config::Edge;
 use crate::shutdown::Tasks;
 
+use super::patience::{Limits, Patient, Phase};
 use super::places::{Full, Place, Places};
-use super::stall::Patient;
 
-/// How long a client may take to send its request's head, the silence before it included.
-const HEADERS: Duration = Duration::from_secs(10);
+/// How long a client may take to send its request's head.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long a connection may be silent between two requests: longer than the minute of usual proxies, so
+/// that it is they who close it.
+const IDLE: Duration = Duration::from_secs(75);
 /// The largest head, path included; larger ones are answered 431 by hyper.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// How long open connections have to finish when the server stops.
@@ -71,7 +76,8 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Ta
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        // It runs through the silence before a head, too; a head alone is `Patient`'s affair.
+        .header_read_timeout(IDLE)
         .max_buf_size(MAX_HEAD_BYTES)
         .pipeline_flush(true);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
@@ -94,8 +100,9 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Ta
         }
         match places.take(address.ip()) {
             Ok(place) => {
-                let stream = Patient::new(stream, edge.stall);
-                connections.spawn(connection(&builder, stream, router.clone(), &graceful, place));
+                let limits = Limits { head: HEAD, stall: edge.stall };
+                let client = Client { stream, limits, place };
+                connections.spawn(connection(&builder, client, router.clone(), &graceful));
             }
             Err(full) => {
                 if let Ok(permit) = refusals.clone().try_acquire_owned() {
@@ -112,16 +119,22 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Ta
 
 fn connection(
     builder: &Builder<TokioExecutor>,
-    stream: Patient<TcpStream>,
+    client: Client,
     router: Router,
     graceful: &GracefulShutdown,
-    place: Place,
 ) -> impl Future<Output = ()> + Send + 'static {
+    let Client { stream, limits, place } = client;
+    let phase = Phase::default();
+    let stream = Patient::new(stream, limits, phase.clone());
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
+        phase.busy();
+        // HTTP/2 has many requests at a time, and heads that are frames: it is never idle in this sense.
+        let answered = (request.version() < Version::HTTP_2).then(|| Answered(phase.clone()));
         async move {
             let answer = router.oneshot(request.map(Body::new)).await;
-            Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
+            let answer = answer.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(answer.map(|body| Whole { body, _answered: answered }))
         }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
@@ -162,6 +175,48 @@ async fn refuse(mut stream: TcpStream, full: Full, _permit: OwnedSemaphorePermit
         Ok::<_, io::Error>(())
     };
     let _ = tokio::time::timeout(REFUSAL, tell).await;
+}
+
+/// Somebody who came.
+struct Client {
+    stream: TcpStream,
+    limits: Limits,
+    place: Place,
+}
+
+/// Says that a request is answered, when it goes.
+struct Answered(Phase);
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        self.0.idle();
+    }
+}
+
+/// A body that says so when it is written or given up.
+struct Whole {
+    body: Body,
+    _answered: Option<Answered>,
+}
+
+impl HttpBody for Whole {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 async fn pause_after(error: &io::Error) {

@@ -4,8 +4,8 @@
 
 mod accept;
 mod isolated;
+mod patience;
 mod places;
-mod stall;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,230 @@
+//! A socket that waits for nobody for ever.
+//!
+//! - *A head that drips*: from the first byte of a request on (or from the connection on), its head has
+//!   10 s. Between requests a connection may be silent for much longer: proxies keep theirs for a
+//!   minute, and answer 502 when one that they use is closed under them.
+//! - *A reader that has stopped reading* fills the system's buffer, and then holds its connection and
+//!   whatever waits to be written to it. When nothing could be written for a while although something
+//!   waits, the connection is closed. A client that reads slowly is another matter: every byte that it
+//!   takes starts the clock anew.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// The head of a request.
+    pub(super) head: Duration,
+    /// Something that waits to be written.
+    pub(super) stall: Duration,
+}
+
+/// Where a connection is, as far as those know who see its requests. Shared by the socket and the
+/// service behind it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Phase(Arc<AtomicU8>);
+
+/// A head is awaited, or comes in.
+const HEAD: u8 = 0;
+/// A request is being answered, or the protocol has no heads of that kind (HTTP/2).
+const BUSY: u8 = 1;
+/// Nothing is asked at the moment.
+const IDLE: u8 = 2;
+
+impl Phase {
+    /// A head has come in.
+    pub(super) fn busy(&self) {
+        self.0.store(BUSY, Ordering::Relaxed);
+    }
+
+    /// The answer is written, or given up.
+    pub(super) fn idle(&self) {
+        self.0.store(IDLE, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The first bytes of the next request.
+    fn woken(&self) {
+        let _ = self.0.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// A socket with patience.
+pub(super) struct Patient<S> {
+    socket: S,
+    limits: Limits,
+    phase: Phase,
+    /// Runs while a head comes in.
+    head: Option<Pin<Box<Sleep>>>,
+    /// Runs while something waits to be written.
+    stall: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Patient<S> {
+    /// A socket whose first request is awaited.
+    pub(super) const fn new(socket: S, limits: Limits, phase: Phase) -> Self {
+        Self { socket, limits, phase, head: None, stall: None }
+    }
+
+    /// Starts the clock for a head, or looks at it.
+    fn await_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.phase.get() != HEAD {
+            self.head = None;
+            return Poll::Pending;
+        }
+        wait(&mut self.head, self.limits.head, context)
+    }
+
+    fn wrote<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stall = None;
+            return written;
+        }
+        wait(&mut self.stall, self.limits.stall, context)
+    }
+}
+
+/// Starts a clock, or looks at it: an error once it has run out.
+fn wait<T>(
+    clock: &mut Option<Pin<Box<Sleep>>>,
+    limit: Duration,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<T>> {
+    let clock = clock.get_or_insert_with(|| Box::pin(sleep(limit)));
+    ready!(clock.as_mut().poll(context));
+    // A clock that has run out must not be polled again.
+    clock.as_mut().reset(Instant::now() + limit);
+    Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.socket).poll_read(context, buffer) {
+            Poll::Ready(read) => {
+                self.phase.woken();
+                Poll::Ready(read)
+            }
+            Poll::Pending => self.await_head(context),
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(context, bytes);
+        self.wrote(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write_vectored(context, slices);
+        self.wrote(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    /// A socket has nothing to flush: that it is ready says nothing about what waits.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(50);
+
+    fn pair() -> (Patient<DuplexStream>, DuplexStream, Phase) {
+        let (ours, theirs) = duplex(64);
+        let phase = Phase::default();
+        let limits = Limits { head: LIMIT, stall: LIMIT };
+        (Patient::new(ours, limits, phase.clone()), theirs, phase)
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_nothing_is_given_up() {
+        let (mut socket, _theirs, _) = pair();
+        let error = socket.write_all(&[0; 1000]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_a_little_now_and_then_is_not() {
+        let (mut socket, mut theirs, _) = pair();
+        let read = async {
+            let mut taken = 0;
+            let mut some = [0; 16];
+            while taken < 1000 {
+                // Well within the limit, and far longer than it in all.
+                tokio::time::sleep(LIMIT / 5).await;
+                taken += theirs.read(&mut some).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(socket.write_all(&[0; 1000]), read);
+        written.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_head_has_so_long_however_it_drips_and_the_silence_between_requests_longer() {
+        let (mut socket, mut theirs, phase) = pair();
+        let drip = async {
+            while theirs.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(LIMIT / 5).await;
+            }
+        };
+        let mut sink = Vec::new();
+        tokio::select! {
+            read = socket.read_to_end(&mut sink) => {
+                assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            }
+            () = drip => panic!("the drip was taken for ever"),
+        }
+
+        let (mut socket, mut theirs, phase_of_silence) = pair();
+        phase_of_silence.busy();
+        phase_of_silence.idle();
+        let mut byte = [0];
+        let silence = tokio::time::timeout(LIMIT * 4, socket.read(&mut byte)).await;
+        assert!(silence.is_err(), "an idle connection is left alone");
+        theirs.write_all(b"G").await.unwrap();
+        assert_eq!(socket.read(&mut byte).await.unwrap(), 1);
+        let error = socket.read(&mut byte).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "the next head has begun");
+        drop(phase);
+    }
+}
