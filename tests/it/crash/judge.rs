@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::readers::{Seen, Told};
+use super::talker;
 use crate::support::client::{Client, Frame, log_of};
 use crate::support::profile::Report;
 
@@ -69,6 +70,22 @@ pub async fn one(client: &Client, run_id: &str, seen: &Seen, report: &Report) ->
     let distinct = |calls: &[String]| calls.iter().cloned().collect::<BTreeSet<_>>();
     is(answered.len() == distinct(&answered).len(), "a call is answered twice");
     is(distinct(&created) == distinct(&answered), "calls and answers do not match");
+
+    let mut over = BTreeSet::new();
+    for frame in log.iter().filter(|frame| frame.event.starts_with("tool_call.")) {
+        let call_id = frame.json()["call_id"].as_str().expect("call_id").to_owned();
+        is(!over.contains(&call_id), "a call goes on after its answer");
+        if matches!(&*frame.event, "tool_call.completed" | "tool_call.failed") {
+            over.insert(call_id);
+        }
+    }
+    let said: String = log
+        .iter()
+        .filter(|frame| frame.event == "message.delta")
+        .map(|frame| frame.json()["content"].as_str().expect("content").to_owned())
+        .collect();
+    let disorder = talker::disorder(&said);
+    is(disorder.is_none(), &format!("{disorder:?}"));
 
     // 6: the run's usage is the sum of its steps'.
     let mut total = 0;

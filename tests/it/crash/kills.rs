@@ -2,7 +2,7 @@
 //! Postgres, of the database in the same instant.
 
 use super::readers::{self, Fleet};
-use super::{ALONE, create, judge, walker};
+use super::{ALONE, create, judge, moved_within, walker};
 use crate::support::postgres::Cluster;
 use crate::support::profile::{Report, pick};
 use crate::support::random::Random;
@@ -77,16 +77,7 @@ async fn kill_again_and_again(url: String, cluster: Option<Cluster>) {
         }
         server = setup.start().await;
         server.ready().await;
-        let moved = futures_util::future::join_all(
-            live.iter()
-                .map(|run_id| tokio::time::timeout(ALONE, board.until_moved(run_id, &killed_at))),
-        );
-        for (run_id, moved) in live.iter().zip(moved.await) {
-            report.check(moved.is_ok(), || {
-                let last = board.seen(run_id).events.pop_last();
-                format!("{run_id} did not move within 3 s of readyz: {last:?}")
-            });
-        }
+        moved_within(ALONE, &board, &live, &killed_at, &report).await;
     }
     let told = fleet.finish().await;
     for (run_id, run) in judge::all(&server.client, &told, &report).await {

@@ -104,6 +104,17 @@ impl Board {
         fresh.wait_for(moved).await.expect("the board is there");
     }
 
+    /// Resolves when somebody has seen an event of this type of the run.
+    pub async fn until_seen(&self, run_id: &str, event_type: &str) {
+        let of_type = format!("{{\"type\":\"{event_type}\"");
+        let mut fresh = self.fresh.subscribe();
+        let seen = |_: &u64| {
+            let runs = self.runs();
+            runs.get(run_id).is_some_and(|s| s.events.values().any(|e| e.starts_with(&of_type)))
+        };
+        fresh.wait_for(seen).await.expect("the board is there");
+    }
+
     /// Resolves when somebody has seen the final event of the run.
     pub async fn until_ended(&self, run_id: &str) {
         let mut fresh = self.fresh.subscribe();
