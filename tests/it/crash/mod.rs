@@ -13,8 +13,14 @@
 //! They run apart from all other tests, a few at a time (`tests/run.sh`), for they measure seconds.
 //! Each is short by default and long with `STEPWELL_TEST_FULL=1`; see [`crate::support::profile`].
 
+mod cancels;
 mod commits;
+mod disks;
+mod drain;
+mod hostile;
+mod interleavings;
 mod judge;
+mod keys;
 mod kills;
 mod outages;
 mod power;
