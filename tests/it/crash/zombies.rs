@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use sqlx::Executor as _;
 
 use super::readers::{self, Fleet};
 use super::talker::Talker;
@@ -27,7 +28,8 @@ async fn a_node_that_was_stopped_past_its_lease_writes_nothing_more() {
     let url = postgres::empty_database().await;
     let stop = async |node: &Server| node.signal("STOP");
     let go_on = async |node: &Server| node.signal("CONT");
-    zombie("SIGSTOP past the lease", [url.clone(), url], stop, go_on).await;
+    let report = Report::new("P10", "SIGSTOP past the lease", "Postgres");
+    zombie(report, [url.clone(), url], stop, go_on).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,16 +38,33 @@ async fn a_node_that_was_cut_off_from_its_database_past_its_lease_writes_nothing
     let proxy = Proxy::before(&url).await;
     let stop = async |_: &Server| proxy.set(Mode::Hold);
     let go_on = async |_: &Server| proxy.set(Mode::Pass);
-    zombie("black hole past the lease", [proxy.url.clone(), url], stop, go_on).await;
+    let report = Report::new("P10", "black hole past the lease", "Postgres");
+    zombie(report, [proxy.url.clone(), url], stop, go_on).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_stopped_inside_of_a_flush_writes_nothing_more() {
+    let url = postgres::empty_database().await;
+    let stop = async |node: &Server| {
+        // Its flush waits for rows that somebody has locked; then it is stopped; then the flush, which
+        // is the database's by now, is carried out, and nobody takes the answer.
+        let mut neighbour = postgres::connect(&url).await;
+        neighbour.execute("begin; select 1 from runs for update").await.expect("locks");
+        postgres::until_somebody_waits(&url).await;
+        node.signal("STOP");
+        neighbour.execute("commit").await.expect("a commit");
+    };
+    let go_on = async |node: &Server| node.signal("CONT");
+    let report = Report::new("P46", "stopped inside of a flush", "Postgres");
+    zombie(report, [url.clone(), url.clone()], stop, go_on).await;
 }
 
 async fn zombie(
-    what: &'static str,
+    report: Report,
     [url, other_url]: [String; 2],
     stop: impl AsyncFn(&Server),
     go_on: impl AsyncFn(&Server),
 ) {
-    let report = Report::new("P10", what, "Postgres");
     let talker = Talker::start(30, 4, Duration::from_millis(50)).await;
     let owner = Setup::new(url, talker.yaml()).start().await;
     let other = Setup::new(other_url, talker.yaml()).start().await;
