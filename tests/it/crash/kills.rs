@@ -13,7 +13,7 @@ const LIVE: usize = 3;
 /// Readers of each.
 const READERS: usize = 20;
 /// A kill waits for at most so many new events.
-const K: u64 = 150;
+const K: u64 = 100;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_anybody_saw_is_lost_when_the_server_is_killed_on_sqlite() {
@@ -91,5 +91,6 @@ async fn kill_again_and_again(url: String, cluster: Option<Cluster>) {
     let resumes = pick(250, 5_000);
     report.check(told.resumes >= resumes, || format!("only {} resumes", told.resumes));
     report.check(server.terminate().await.success(), || "it did not stop well".to_owned());
-    report.finish(kills * 9 / 10);
+    // A kill may come when all runs under way have just ended.
+    report.finish(kills * 3 / 4);
 }

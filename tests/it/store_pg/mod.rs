@@ -4,6 +4,5 @@
 mod doubt;
 mod locks;
 mod plans;
-mod proxy;
 mod sample;
 mod values;
