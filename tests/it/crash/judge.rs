@@ -9,6 +9,9 @@ use super::talker;
 use crate::support::client::{Client, Frame, log_of};
 use crate::support::profile::Report;
 
+/// Events of a bad log that are told.
+const TOLD: usize = 20;
+
 /// Judges every run of a fleet; returns them as `GET` shows them.
 pub async fn all(client: &Client, told: &Told, report: &Report) -> BTreeMap<String, Value> {
     report.add(told.checks, told.violations.clone());
@@ -30,7 +33,13 @@ pub async fn one(client: &Client, run_id: &str, seen: &Seen, report: &Report) ->
     let log = log_of(&client.events(run_id, 0).await.rest().await);
     let run = client.get(&format!("/v1/runs/{run_id}")).await.expect(200);
     let is = |holds: bool, wrong: &str| {
-        report.check(holds, || format!("{run_id}: {wrong}\n{run}\n{log:#?}"));
+        report.check(holds, || {
+            let last = log.len().saturating_sub(TOLD);
+            let told =
+                log.iter().skip(last).map(|frame| format!("{} {}", frame.seq(), frame.event));
+            let told: Vec<String> = told.collect();
+            format!("{run_id} ({}): {wrong}; its log ends with {told:?}", run["status"])
+        });
     };
 
     // 1 and 2: gap-free, and whatever anybody saw is there, to the byte.
