@@ -62,11 +62,14 @@ impl Strace {
             .stderr(Stdio::null())
             .spawn()
             .expect("strace is installed: tests/run.sh does it");
-        // It traces once the kernel says so.
-        let status = format!("/proc/{pid}/status");
+        // It traces once the kernel says so of every thread.
         let traced = || {
-            let status = std::fs::read_to_string(&status).expect("the server runs");
-            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the server runs");
+            threads.flatten().all(|thread| {
+                let status = std::fs::read_to_string(thread.path().join("status"));
+                let mut lines = status.iter().flat_map(|status| status.lines());
+                lines.any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+            })
         };
         while !traced() {
             assert!(child.try_wait().expect("waited").is_none(), "strace cannot trace here");
