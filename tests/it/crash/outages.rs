@@ -27,8 +27,9 @@ const RESUME: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(12);
 /// What is under way when an outage begins may still arrive.
 const IN_FLIGHT: Duration = Duration::from_millis(500);
-/// Sockets that may stay open for a while: pools, and connections that clients keep alive.
-const IDLE: usize = 100;
+/// Sockets that may stay open: what the test's client (128) and the server keep alive, the latter one
+/// for each run to its model and a few to the database.
+const IDLE: usize = 128 + RUNS + 32;
 /// Between two requests of a caller who does not mind outages.
 const PROBE: Duration = Duration::from_millis(200);
 
