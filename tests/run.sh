@@ -4,9 +4,12 @@
 #   tests/run.sh                    format, lints, docs, all tests on SQLite and Postgres, generated clients
 #   tests/run.sh --no-clients       without the generated clients (no Node, no npm, no PyPI)
 #   tests/run.sh --only FILTER      only the Rust tests whose name contains FILTER
-#   tests/run.sh --full             the long versions of the tests (for now, there are none: as without)
+#   tests/run.sh --full             the crash tests in their long versions (hours, not minutes)
 #
-# It installs PostgreSQL with apt if there is none, and starts a throw-away cluster of its own in a
+# The crash tests (tests/it/crash) measure seconds, so they run after all others and two at a time;
+# what they did and found is shown as a table. Run it as root: they mount small disks, to fill them.
+#
+# It installs PostgreSQL, and strace, with apt if there is none, and starts a throw-away cluster of its own in a
 # temporary folder, with default durability. STEPWELL_TEST_POSTGRES_URL, if set, is used instead: an
 # account on it must be able to create databases.
 set -uo pipefail
@@ -124,6 +127,15 @@ install_postgres() {
     find_postgres
 }
 
+install_strace() {
+  command -v strace && return 0
+  command -v apt-get >/dev/null || {
+    echo "tests/run.sh: no strace found and no apt-get: install strace" >&2
+    return 1
+  }
+  as_root apt-get update -qq && apt_install strace
+}
+
 start_postgres() {
   if [ -n "${STEPWELL_TEST_POSTGRES_URL:-}" ]; then
     echo "using STEPWELL_TEST_POSTGRES_URL"
@@ -175,10 +187,28 @@ docs() {
 }
 lints() { cargo clippy --locked --all-targets --quiet -- -D warnings; }
 
+# The tests that --only leaves, one a line: those of the crash suite, or all others.
+list_tests() {
+  cargo test --locked --quiet ${only:+"$only"} -- --list 2>/dev/null | sed -n 's/: test$//p' |
+    if [ "$1" = crash ]; then grep '^crash::'; else grep -v '^crash::'; fi
+}
+
+# What each crash test did and found (tests/it/support/profile.rs writes it).
+export STEPWELL_TEST_REPORT=$work/report.tsv
+crash_report() {
+  [ -f "$STEPWELL_TEST_REPORT" ] || return 0
+  say "crash tests: what was done, and what came of it"
+  {
+    printf 'promise\twhat\tdatabase\tfaults\tbit\tchecks\tviolations\tseconds\tnotes\n'
+    sort -V "$STEPWELL_TEST_REPORT"
+  } | column -t -s "$(printf '\t')"
+}
+
 say "Stepwell: $(cargo --version), $(nproc 2>/dev/null || echo '?') cores, $(git rev-parse --short HEAD 2>/dev/null || echo 'no git')"
-[ $full = no ] || echo "--full: there are no long versions of tests in this version"
+[ $full = no ] || export STEPWELL_TEST_FULL=1
 
 step "postgres" start_postgres
+step "strace" install_strace
 if [ -z "$only" ]; then
   step "format" cargo fmt --check
   step "lints" lints
@@ -189,7 +219,19 @@ if step "build" cargo test --locked --no-run --quiet; then
   # A hanging test must not hang the machine: far longer than all of them take. Where somebody may
   # press Ctrl-C, it must reach cargo; elsewhere the whole group of processes is ended.
   [ -n "${CI:-}" ] && foreground='' || foreground=--foreground
-  counted "tests" timeout $foreground -k 10 1800 cargo test --locked --no-fail-fast ${only:+"$only"}
+  crash_tests=$(list_tests crash)
+  if [ -z "$crash_tests" ] || [ -n "$(list_tests others)" ]; then
+    counted "tests" timeout $foreground -k 10 1800 \
+      cargo test --locked --no-fail-fast ${only:+"$only"} -- --skip crash::
+  fi
+  if [ -n "$crash_tests" ]; then
+    [ $full = no ] && patience=1800 || patience=28800
+    # By their names: several filters mean any of them, not all.
+    # shellcheck disable=SC2086
+    counted "crash tests" timeout $foreground -k 10 $patience \
+      cargo test --locked --test it -- --exact --test-threads 2 $crash_tests
+    crash_report
+  fi
   if [ -z "$only" ] && [ $clients = yes ]; then
     counted "clients" tests/clients/run.sh
   fi

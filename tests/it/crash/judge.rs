@@ -5,8 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::readers::{Seen, Told};
+use super::talker;
 use crate::support::client::{Client, Frame, log_of};
 use crate::support::profile::Report;
+
+/// Events of a bad log that are told.
+const TOLD: usize = 20;
 
 /// Judges every run of a fleet; returns them as `GET` shows them.
 pub async fn all(client: &Client, told: &Told, report: &Report) -> BTreeMap<String, Value> {
@@ -29,7 +33,13 @@ pub async fn one(client: &Client, run_id: &str, seen: &Seen, report: &Report) ->
     let log = log_of(&client.events(run_id, 0).await.rest().await);
     let run = client.get(&format!("/v1/runs/{run_id}")).await.expect(200);
     let is = |holds: bool, wrong: &str| {
-        report.check(holds, || format!("{run_id}: {wrong}\n{run}\n{log:#?}"));
+        report.check(holds, || {
+            let last = log.len().saturating_sub(TOLD);
+            let told =
+                log.iter().skip(last).map(|frame| format!("{} {}", frame.seq(), frame.event));
+            let told: Vec<String> = told.collect();
+            format!("{run_id} ({}): {wrong}; its log ends with {told:?}", run["status"])
+        });
     };
 
     // 1 and 2: gap-free, and whatever anybody saw is there, to the byte.
@@ -69,6 +79,22 @@ pub async fn one(client: &Client, run_id: &str, seen: &Seen, report: &Report) ->
     let distinct = |calls: &[String]| calls.iter().cloned().collect::<BTreeSet<_>>();
     is(answered.len() == distinct(&answered).len(), "a call is answered twice");
     is(distinct(&created) == distinct(&answered), "calls and answers do not match");
+
+    let mut over = BTreeSet::new();
+    for frame in log.iter().filter(|frame| frame.event.starts_with("tool_call.")) {
+        let call_id = frame.json()["call_id"].as_str().expect("call_id").to_owned();
+        is(!over.contains(&call_id), "a call goes on after its answer");
+        if matches!(&*frame.event, "tool_call.completed" | "tool_call.failed") {
+            over.insert(call_id);
+        }
+    }
+    let said: String = log
+        .iter()
+        .filter(|frame| frame.event == "message.delta")
+        .map(|frame| frame.json()["content"].as_str().expect("content").to_owned())
+        .collect();
+    let disorder = talker::disorder(&said);
+    is(disorder.is_none(), &format!("{disorder:?}"));
 
     // 6: the run's usage is the sum of its steps'.
     let mut total = 0;

@@ -2,7 +2,7 @@
 //! Postgres, of the database in the same instant.
 
 use super::readers::{self, Fleet};
-use super::{ALONE, create, judge, walker};
+use super::{ALONE, create, judge, moved_within, walker};
 use crate::support::postgres::Cluster;
 use crate::support::profile::{Report, pick};
 use crate::support::random::Random;
@@ -13,7 +13,7 @@ const LIVE: usize = 3;
 /// Readers of each.
 const READERS: usize = 20;
 /// A kill waits for at most so many new events.
-const K: u64 = 150;
+const K: u64 = 100;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_anybody_saw_is_lost_when_the_server_is_killed_on_sqlite() {
@@ -77,16 +77,7 @@ async fn kill_again_and_again(url: String, cluster: Option<Cluster>) {
         }
         server = setup.start().await;
         server.ready().await;
-        let moved = futures_util::future::join_all(
-            live.iter()
-                .map(|run_id| tokio::time::timeout(ALONE, board.until_moved(run_id, &killed_at))),
-        );
-        for (run_id, moved) in live.iter().zip(moved.await) {
-            report.check(moved.is_ok(), || {
-                let last = board.seen(run_id).events.pop_last();
-                format!("{run_id} did not move within 3 s of readyz: {last:?}")
-            });
-        }
+        moved_within(ALONE, &board, &live, &killed_at, &report).await;
     }
     let told = fleet.finish().await;
     for (run_id, run) in judge::all(&server.client, &told, &report).await {
@@ -100,5 +91,6 @@ async fn kill_again_and_again(url: String, cluster: Option<Cluster>) {
     let resumes = pick(250, 5_000);
     report.check(told.resumes >= resumes, || format!("only {} resumes", told.resumes));
     report.check(server.terminate().await.success(), || "it did not stop well".to_owned());
-    report.finish(kills * 9 / 10);
+    // A kill may come when all runs under way have just ended.
+    report.finish(kills * 3 / 4);
 }

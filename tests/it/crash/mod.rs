@@ -13,20 +13,35 @@
 //! They run apart from all other tests, a few at a time (`tests/run.sh`), for they measure seconds.
 //! Each is short by default and long with `STEPWELL_TEST_FULL=1`; see [`crate::support::profile`].
 
+mod cancels;
 mod commits;
+mod disks;
+mod drain;
+mod hostile;
+mod interleavings;
 mod judge;
+mod keys;
 mod kills;
 mod outages;
 mod power;
 mod readers;
+mod recovery;
+mod steps;
 mod talker;
+mod zombies;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
+use self::readers::{Board, Fleet};
+use self::talker::Talker;
 use crate::support::client::Client;
+use crate::support::profile::Report;
 
+/// With another node there, every run of a dead one moves within this time.
+const TAKEN_OVER: Duration = Duration::from_secs(20);
 /// One node that is ready again moves all of its runs within this time.
 const ALONE: Duration = Duration::from_secs(3);
 
@@ -66,4 +81,44 @@ async fn count_runs(client: &Client) -> usize {
         }
         after = format!("&after={}", page["last_id"].as_str().expect("an id"));
     }
+}
+
+/// So many runs of the talker, each followed by a reader, all of which have begun to talk.
+async fn talking(client: &Client, fleet: &mut Fleet, runs: usize) -> Vec<String> {
+    client.post("/v1/agents", &Talker::agent()).await.expect(201);
+    let mut ids = Vec::new();
+    for _ in 0..runs {
+        let run_id = create(client, "talker").await;
+        fleet.follow(&run_id, 1);
+        ids.push(run_id);
+    }
+    for run_id in &ids {
+        fleet.board.until_seen(run_id, "message.delta").await;
+    }
+    ids
+}
+
+/// Checks that each of these runs shows an event made after `since` within the time from now on.
+/// Returns how long the slowest took.
+async fn moved_within(
+    patience: Duration,
+    board: &Board,
+    runs: &[String],
+    since: &str,
+    report: &Report,
+) -> Duration {
+    let asked = Instant::now();
+    let moved = runs.iter().map(|run_id| async {
+        let moved = tokio::time::timeout(patience, board.until_moved(run_id, since)).await;
+        (asked.elapsed(), moved.is_ok())
+    });
+    let mut slowest = Duration::ZERO;
+    for (run_id, (took, in_time)) in runs.iter().zip(join_all(moved).await) {
+        slowest = slowest.max(took);
+        report.check(in_time, || {
+            let last = board.seen(run_id).events.pop_last();
+            format!("{run_id} did not move within {patience:?}: {last:?}")
+        });
+    }
+    slowest
 }

@@ -27,6 +27,9 @@ const RESUME: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(12);
 /// What is under way when an outage begins may still arrive.
 const IN_FLIGHT: Duration = Duration::from_millis(500);
+/// Sockets that may stay open: what the test's client (128) and the server keep alive, the latter one
+/// for each run to its model and a few to the database.
+const IDLE: usize = 128 + RUNS + 32;
 /// Between two requests of a caller who does not mind outages.
 const PROBE: Duration = Duration::from_millis(200);
 
@@ -75,6 +78,7 @@ async fn an_outage_of_the_database_is_a_pause() {
     let mut server = Setup::new(&proxy.url, talker.yaml()).start().await;
     let client = server.client.clone();
     client.post("/v1/agents", &Talker::agent()).await.expect(201);
+    let open_files = server.open_files();
     let mut fleet = Fleet::new(vec![client.clone()], &mut random);
     let board = fleet.board.clone();
     let mut runs = Vec::new();
@@ -135,6 +139,11 @@ async fn an_outage_of_the_database_is_a_pause() {
     for (run_id, run) in judge::all(&client, &told, &report).await {
         report.check(run["status"] == "completed", || format!("{run_id} is {run}"));
     }
+    // 7: nothing is left behind. A few idle connections to the database and of clients stay.
+    let left = server.open_files();
+    report.check(left <= open_files + IDLE, || {
+        format!("{open_files} open files before, {left} after")
+    });
     waits.sort_unstable();
     let p99 = waits[waits.len() * 99 / 100];
     let slowest = waits[waits.len() - 1];

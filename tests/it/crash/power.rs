@@ -62,11 +62,14 @@ impl Strace {
             .stderr(Stdio::null())
             .spawn()
             .expect("strace is installed: tests/run.sh does it");
-        // It traces once the kernel says so.
-        let status = format!("/proc/{pid}/status");
+        // It traces once the kernel says so of every thread.
         let traced = || {
-            let status = std::fs::read_to_string(&status).expect("the server runs");
-            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the server runs");
+            threads.flatten().all(|thread| {
+                let status = std::fs::read_to_string(thread.path().join("status"));
+                let mut lines = status.iter().flat_map(|status| status.lines());
+                lines.any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+            })
         };
         while !traced() {
             assert!(child.try_wait().expect("waited").is_none(), "strace cannot trace here");
@@ -99,17 +102,16 @@ impl Account {
         // A call that another thread interrupted in the account counts where it ended if it syncs,
         // and where it began if it writes or sends: the strict way for both.
         let mut unfinished: HashMap<&str, String> = HashMap::new();
-        // Events in the write-ahead log by the last line that wrote them, and the last sync.
-        let mut dirty = false;
+        // The events that were written to the log, and whether that was synced since.
         let mut written: HashMap<String, bool> = HashMap::new();
         for line in told.lines() {
             let Some((thread, call)) = line.split_once(' ') else { continue };
             let call = call.trim_start();
-            if let Some(begun) = call.strip_suffix(" <unfinished ...>") {
-                if is_sync(begun) {
-                    unfinished.insert(thread, begun.to_owned());
-                    continue;
-                }
+            if let Some(begun) = call.strip_suffix(" <unfinished ...>")
+                && is_sync(begun)
+            {
+                unfinished.insert(thread, begun.to_owned());
+                continue;
             }
             let resumed = call.starts_with("<... f") && call.contains("sync resumed>");
             let call = if resumed {
@@ -119,10 +121,8 @@ impl Account {
             };
             if is_sync(&call) && call.contains("stepwell.db-wal") {
                 account.syncs += 1;
-                dirty = false;
                 written.values_mut().for_each(|synced| *synced = true);
             } else if call.contains("stepwell.db-wal") {
-                dirty = true;
                 for event in events(&call) {
                     // Pages are written again with what else is in them: the first time counts.
                     written.entry(event).or_insert(false);
@@ -130,9 +130,8 @@ impl Account {
             } else if is_socket(&call) {
                 for event in events(&call) {
                     account.sent += 1;
-                    if written.get(&event) != Some(&true) {
-                        let state = if dirty { "unsynced" } else { "synced" };
-                        account.unsynced.push(format!("{event}, with the log {state}"));
+                    if !written.get(&event).is_some_and(|synced| *synced) {
+                        account.unsynced.push(event);
                     }
                 }
             }

@@ -44,6 +44,10 @@ pub struct Board {
     violations: Mutex<Vec<String>>,
     resumes: Mutex<u64>,
     checks: Mutex<u64>,
+    /// Streams that are open.
+    streams: watch::Sender<u64>,
+    /// Streams that a server ended because it stops.
+    drained: Mutex<u64>,
     /// Events that were seen for the first time by anybody.
     fresh: watch::Sender<u64>,
 }
@@ -104,6 +108,28 @@ impl Board {
         fresh.wait_for(moved).await.expect("the board is there");
     }
 
+    /// Resolves when so many streams are open at the same time.
+    pub async fn until_streams(&self, count: u64) {
+        let mut streams = self.streams.subscribe();
+        streams.wait_for(|streams| *streams >= count).await.expect("the board is there");
+    }
+
+    /// How many streams a server ended because it stops.
+    pub fn drained(&self) -> u64 {
+        *self.drained.lock().expect("no panic")
+    }
+
+    /// Resolves when somebody has seen an event of this type of the run.
+    pub async fn until_seen(&self, run_id: &str, event_type: &str) {
+        let of_type = format!("{{\"type\":\"{event_type}\"");
+        let mut fresh = self.fresh.subscribe();
+        let seen = |_: &u64| {
+            let runs = self.runs();
+            runs.get(run_id).is_some_and(|s| s.events.values().any(|e| e.starts_with(&of_type)))
+        };
+        fresh.wait_for(seen).await.expect("the board is there");
+    }
+
     /// Resolves when somebody has seen the final event of the run.
     pub async fn until_ended(&self, run_id: &str) {
         let mut fresh = self.fresh.subscribe();
@@ -125,7 +151,7 @@ pub fn now() -> String {
 /// The readers.
 pub struct Fleet {
     pub board: Arc<Board>,
-    nodes: Vec<Client>,
+    nodes: Arc<Mutex<Vec<Client>>>,
     random: Random,
     readers: JoinSet<()>,
 }
@@ -145,7 +171,17 @@ pub struct Told {
 impl Fleet {
     /// A fleet that reads from these nodes.
     pub fn new(nodes: Vec<Client>, random: &mut Random) -> Self {
-        Self { board: Arc::default(), nodes, random: random.fork(), readers: JoinSet::new() }
+        Self {
+            board: Arc::default(),
+            nodes: Arc::new(Mutex::new(nodes)),
+            random: random.fork(),
+            readers: JoinSet::new(),
+        }
+    }
+
+    /// From its next connection on, every reader reads from these nodes.
+    pub fn read_from(&self, nodes: Vec<Client>) {
+        *self.nodes.lock().expect("no panic") = nodes;
     }
 
     /// So many readers follow a run.
@@ -154,7 +190,7 @@ impl Fleet {
         for _ in 0..readers {
             let reader = Reader {
                 board: Arc::clone(&self.board),
-                nodes: self.nodes.clone(),
+                nodes: Arc::clone(&self.nodes),
                 random: self.random.fork(),
                 run_id: run_id.to_owned(),
                 last: 0,
@@ -188,7 +224,7 @@ impl Fleet {
 
 struct Reader {
     board: Arc<Board>,
-    nodes: Vec<Client>,
+    nodes: Arc<Mutex<Vec<Client>>>,
     random: Random,
     run_id: String,
     /// The highest `seq` that this reader has had.
@@ -202,12 +238,15 @@ impl Reader {
             let earlier = self.random.one_in(4);
             let cursor =
                 if earlier { self.random.below(self.last as u64 + 1) as i64 } else { self.last };
-            let node = self.random.pick(&self.nodes).clone();
+            let node = self.random.pick(&self.nodes.lock().expect("no panic")).clone();
             let Some(stream) = self.open(&node, cursor).await else {
                 tokio::time::sleep(RETRY).await;
                 continue;
             };
-            if self.read(stream, cursor).await {
+            self.board.streams.send_modify(|streams| *streams += 1);
+            let is_over = self.read(stream, cursor).await;
+            self.board.streams.send_modify(|streams| *streams -= 1);
+            if is_over {
                 return;
             }
         }
@@ -237,7 +276,9 @@ impl Reader {
         let mut at = cursor;
         for n in 0..=self.random.below(PATIENCE) {
             let Some(frame) = stream.next().await else { return false };
-            if frame.id.is_none() || frame.event.starts_with("stream.") {
+            if frame.event.starts_with("stream.") {
+                let drained = frame.event == "stream.end" && frame.json()["reason"] == "draining";
+                *self.board.drained.lock().expect("no panic") += u64::from(drained);
                 return false;
             }
             if n == 0 {

@@ -3,9 +3,12 @@
 use sqlx::Executor as _;
 use stepwell::store::{AppendOutcome, CreateOutcome, KeyRow, Store as _, StoreError};
 
-use super::proxy::{Mode, Proxy};
 use super::sample::*;
 use crate::support::postgres;
+use crate::support::proxy::{Loss, Proxy};
+
+/// What every flush has in its text.
+const FLUSH: &str = "with numbered as";
 
 #[tokio::test]
 async fn a_batch_whose_answer_was_lost_turns_out_to_be_in() {
@@ -33,10 +36,9 @@ async fn a_batch_whose_answer_was_lost_turns_out_to_be_in() {
         batch(me, vec![], vec![deltas(mine, 3..5), fenced]),
     ];
     for batch in &batches {
-        proxy.set(Mode::LoseAnswer);
+        proxy.lose(FLUSH, Loss::Answer);
         let answer = store.flush(batch).await;
         assert!(matches!(answer, Err(StoreError::InDoubt(_))), "{answer:?}");
-        proxy.set(Mode::Pass);
         let outcome = store.resolve(batch).await.expect("settled").expect("it is in");
         if batch.creates.is_empty() {
             assert_eq!(outcome.appends, [AppendOutcome::Written, AppendOutcome::Missed]);
@@ -74,10 +76,9 @@ async fn a_batch_that_arrives_after_it_was_given_up_changes_nothing() {
     // The statement is prepared, so that the batch is in the bytes that are held back.
     store.flush(&batch(me, vec![], vec![facts(run_id, 2)])).await.expect("a flush");
     let late = batch(me, vec![], vec![facts(run_id, 3)]);
-    proxy.set(Mode::HoldRequest);
+    proxy.lose(FLUSH, Loss::Kept);
     let answer = store.flush(&late).await;
     assert!(matches!(answer, Err(StoreError::InDoubt(_))), "{answer:?}");
-    proxy.set(Mode::Pass);
     assert_eq!(store.resolve(&late).await.expect("settled"), None);
     let said = proxy.release().await;
     let said = String::from_utf8_lossy(&said);

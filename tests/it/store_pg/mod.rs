@@ -4,7 +4,6 @@
 mod doubt;
 mod locks;
 mod plans;
-mod proxy;
 mod retention;
 mod sample;
 mod values;

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod databases;
+pub mod disk;
 pub mod model_server;
 pub mod peers;
 pub mod postgres;

@@ -229,6 +229,18 @@ impl Cluster {
             .arg(self.home.join("data")));
     }
 
+    /// Starts the server again if it gave up by itself.
+    pub fn start_if_it_is_down(&self) {
+        let asked = as_postgres(&bin().join("pg_ctl"))
+            .args(["status", "--silent", "-D"])
+            .arg(self.home.join("data"))
+            .stdout(Stdio::null())
+            .status();
+        if !asked.expect("pg_ctl").success() {
+            self.start_again();
+        }
+    }
+
     /// Starts the server again, on the same data and port.
     pub fn start_again(&self) {
         if !pg_ctl_start(&self.home, &self.options) {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// What the network does.
@@ -32,6 +32,8 @@ pub enum Loss {
     Answer,
     /// It never arrives.
     Statement,
+    /// It is kept, and arrives after [`Proxy::release`]: long after the client gave it up.
+    Kept,
 }
 
 /// A proxy; it and its connections end when it is dropped.
@@ -48,6 +50,9 @@ struct Shared {
     /// The next statement with this text is lost.
     next: Mutex<Option<(&'static str, Loss)>>,
     lost: watch::Sender<u64>,
+    cut: Notify,
+    /// Statements that are kept, each with the server's side of its connection.
+    kept: Mutex<Vec<(Vec<u8>, TcpStream)>>,
 }
 
 impl Proxy {
@@ -62,6 +67,8 @@ impl Proxy {
             mode: watch::Sender::new(Mode::Pass),
             next: Mutex::default(),
             lost: watch::Sender::new(0),
+            cut: Notify::new(),
+            kept: Mutex::default(),
         });
         let mut connections = JoinSet::new();
         connections.spawn(accept(listener, Arc::clone(&shared)));
@@ -77,6 +84,23 @@ impl Proxy {
     /// Loses the next statement whose text contains this, and with it the connection.
     pub fn lose(&self, statement: &'static str, loss: Loss) {
         *self.shared.next.lock().expect("no panic") = Some((statement, loss));
+    }
+
+    /// Cuts all clients off. The server does not learn of it before it answers.
+    pub fn cut(&self) {
+        self.shared.cut.notify_waiters();
+    }
+
+    /// Lets what was kept arrive; gives what the server says to it.
+    pub async fn release(&self) -> Vec<u8> {
+        let kept = std::mem::take(&mut *self.shared.kept.lock().expect("no panic"));
+        let mut said = Vec::new();
+        for (statement, mut server) in kept {
+            server.write_all(&statement).await.expect("the server listens");
+            server.shutdown().await.expect("the server listens");
+            server.read_to_end(&mut said).await.expect("the server answers");
+        }
+        said
     }
 
     /// How many statements were lost.
@@ -139,31 +163,59 @@ async fn carry(mut client: TcpStream, shared: Arc<Shared>) {
         return;
     };
     let _ = server.set_nodelay(true);
-    tokio::select! {
+    let end = tokio::select! {
         biased;
-        () = shared.reset() => {
+        () = shared.reset() => End::Reset,
+        () = shared.cut.notified() => End::Cut,
+        end = pump(&mut client, &mut server, &shared) => end,
+    };
+    match end {
+        End::Over => {}
+        End::Reset => {
             let _ = client.set_zero_linger();
             let _ = server.set_zero_linger();
         }
-        () = pump(&mut client, &mut server, &shared) => {}
+        End::Cut => {
+            drop(client);
+            // The server's side stays open until the server ends it.
+            while matches!(server.read(&mut [0; 1024]).await, Ok(1..)) {}
+        }
+        End::Kept(statement) => {
+            shared.kept.lock().expect("no panic").push((statement, server));
+        }
     }
 }
 
+/// Why a connection is not carried on.
+enum End {
+    Over,
+    Reset,
+    Cut,
+    Kept(Vec<u8>),
+}
+
 /// Carries bytes both ways until one side ends, or something is lost.
-async fn pump(client: &mut TcpStream, server: &mut TcpStream, shared: &Shared) {
+async fn pump(client: &mut TcpStream, server: &mut TcpStream, shared: &Shared) -> End {
     let mut statements = Statements::default();
     let (mut there, mut back) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
         tokio::select! {
             read = client.read(&mut there) => {
-                let Ok(read @ 1..) = read else { return };
+                let Ok(read @ 1..) = read else { return End::Over };
                 shared.open().await;
                 let loss = shared.take_loss(&statements.read(&there[..read]));
-                if loss == Some(Loss::Statement) {
-                    shared.count_loss();
-                    return;
+                match loss {
+                    Some(Loss::Statement) => {
+                        shared.count_loss();
+                        return End::Over;
+                    }
+                    Some(Loss::Kept) => {
+                        shared.count_loss();
+                        return End::Kept(there[..read].to_vec());
+                    }
+                    Some(Loss::Answer) | None => {}
                 }
-                if server.write_all(&there[..read]).await.is_err() { return }
+                if server.write_all(&there[..read]).await.is_err() { return End::Over }
                 if loss == Some(Loss::Answer) {
                     // To its end: a commit is over when the server is ready again.
                     let mut tail = Vec::new();
@@ -173,13 +225,13 @@ async fn pump(client: &mut TcpStream, server: &mut TcpStream, shared: &Shared) {
                         tail.drain(..tail.len().saturating_sub(6));
                     }
                     shared.count_loss();
-                    return;
+                    return End::Over;
                 }
             }
             read = server.read(&mut back) => {
-                let Ok(read @ 1..) = read else { return };
+                let Ok(read @ 1..) = read else { return End::Over };
                 shared.open().await;
-                if client.write_all(&back[..read]).await.is_err() { return }
+                if client.write_all(&back[..read]).await.is_err() { return End::Over }
             }
         }
     }

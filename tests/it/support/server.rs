@@ -155,6 +155,12 @@ impl Server {
         self.child.id()
     }
 
+    /// How many files and sockets it has open.
+    pub fn open_files(&self) -> usize {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        fds.expect("its files can be counted: it runs, and is ours").count()
+    }
+
     /// Sends it a signal, like `TERM`, `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
