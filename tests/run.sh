@@ -188,9 +188,10 @@ docs() {
 lints() { cargo clippy --locked --all-targets --quiet -- -D warnings; }
 
 # The tests that --only leaves, one a line: those of the crash suite, or all others.
+crashing='^(crash|poison|engine::interleavings)::'
 list_tests() {
   cargo test --locked --quiet ${only:+"$only"} -- --list 2>/dev/null | sed -n 's/: test$//p' |
-    if [ "$1" = crash ]; then grep '^crash::'; else grep -v '^crash::'; fi
+    if [ "$1" = crash ]; then grep -E "$crashing"; else grep -vE "$crashing"; fi
 }
 
 # What each crash test did and found (tests/it/support/profile.rs writes it).
@@ -222,7 +223,7 @@ if step "build" cargo test --locked --no-run --quiet; then
   crash_tests=$(list_tests crash)
   if [ -z "$crash_tests" ] || [ -n "$(list_tests others)" ]; then
     counted "tests" timeout $foreground -k 10 1800 \
-      cargo test --locked --no-fail-fast ${only:+"$only"} -- --skip crash::
+      cargo test --locked --no-fail-fast ${only:+"$only"} -- --skip crash:: --skip poison:: --skip engine::interleavings
   fi
   if [ -n "$crash_tests" ]; then
     [ $full = no ] && patience=1800 || patience=28800
