@@ -6,10 +6,11 @@
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -32,15 +33,23 @@ pub enum TelemetryError {
 /// # Errors
 /// The filter makes no sense, or a log was started before.
 pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
-    let filter = filter(&config.filter)?.and(filter_fn(is_harmless));
+    let filter = filter(&config.filter)?;
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(config.colours);
-    let lines = match config.format {
-        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
-        LogFormat::Pretty => lines.compact().boxed(),
-    };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    match config.format {
+        LogFormat::Json => {
+            filtered(filter).with(lines.json().flatten_event(true).with_span_list(false)).try_init()
+        }
+        LogFormat::Pretty => filtered(filter).with(lines.compact()).try_init(),
+    }?;
     Ok(())
+}
+
+/// What passes the filters. They are layers of their own, not a filter of the layer that writes: such
+/// a filter keeps its last answer in the thread, and when somebody (sqlx does) only asks whether a
+/// line would be written, the thread's next line is lost.
+fn filtered(filter: EnvFilter) -> impl SubscriberExt + for<'a> LookupSpan<'a> + Send + Sync {
+    tracing_subscriber::registry().with(filter).with(filter_fn(is_harmless))
 }
 
 fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
@@ -86,10 +95,8 @@ mod tests {
     fn others_do_not_trace_whatever_the_filter_says() {
         let lines = Lines::default();
         let writer = lines.clone();
-        let layer = tracing_subscriber::fmt::layer()
-            .with_writer(move || writer.clone())
-            .with_filter(filter("trace").unwrap().and(filter_fn(is_harmless)));
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+        tracing::subscriber::with_default(filtered(filter("trace").unwrap()).with(layer), || {
             tracing::trace!(target: "h2", "authorization: canary");
             tracing::info!(target: "sqlx", "slow statement");
             tracing::trace!(target: "stepwell::log", "flushed");
@@ -98,6 +105,22 @@ mod tests {
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         assert!(!text.contains("canary"), "{text}");
         assert!(text.contains("slow statement") && text.contains("flushed"), "{text}");
+    }
+
+    #[test]
+    fn no_line_is_lost_because_somebody_asked_about_another() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+        tracing::subscriber::with_default(filtered(filter("info").unwrap()).with(layer), || {
+            for n in 0..10 {
+                // As sqlx asks before it logs a statement.
+                assert!(!tracing::enabled!(target: "sqlx::query", Level::DEBUG));
+                tracing::info!(target: "stepwell", n, "a line");
+            }
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 10, "{text}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgNotification, PgPoolOptions};
-use sqlx::{Executor as _, Row as _};
+use sqlx::{ConnectOptions as _, Executor as _, Row as _};
 use tokio::time::timeout;
 
 use crate::domain::ids::{NodeId, RunId};
@@ -71,7 +71,8 @@ pub(super) async fn listen(options: &PgConnectOptions, node_id: NodeId) -> Resul
             .after_connect(|connection, _| {
                 Box::pin(async move { connection.execute(SETTINGS).await.map(drop) })
             })
-            .connect_lazy_with(options.clone());
+            // It asks something twice a second.
+            .connect_lazy_with(options.clone().disable_statement_logging());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.ignore_pool_close_event(true);
         listener.eager_reconnect(false);
