@@ -79,7 +79,7 @@ async fn poison_runs_fail_alone_among_innocents(url: String) {
             neighbours.push(create(stage.client(), &format!("Say hello {n}")).await);
         }
         stage.models.wait_requests(asked + INNOCENTS).await;
-        let poison = create(stage.client(), "POISON").await;
+        stage.poison().await;
         for death in 1..=DEATHS {
             let victim = stage.next_victim().await;
             deaths += 1;
@@ -87,9 +87,11 @@ async fn poison_runs_fail_alone_among_innocents(url: String) {
                 assert!(victim.is_server(), "death {death} is the server's");
                 stage.replace(victim.pid).await;
             } else {
+                let poison = stage.newest_run().await;
                 assert_child(&victim, &stage, &poison);
             }
         }
+        let poison = stage.newest_run().await;
         assert_poisoned(stage.client(), &poison).await;
         let mut hit = 0;
         for run_id in &neighbours {
@@ -117,7 +119,7 @@ fn assert_child(victim: &stage::Victim, stage: &Stage, run_id: &str) {
 async fn a_machine_that_goes_down_with_parent_and_child_convicts_nobody(url: String) {
     let mut stage = Stage::set(url).await;
     stage.deeds([Deed::Kill, Deed::Kill, Deed::KillAfterParent, Deed::KillBeforeParent]);
-    let run_id = create(stage.client(), "POISON").await;
+    stage.poison().await;
     for child in [false, false, true, true] {
         let victim = stage.next_victim().await;
         assert_eq!(victim.is_server(), !child);
@@ -125,6 +127,7 @@ async fn a_machine_that_goes_down_with_parent_and_child_convicts_nobody(url: Str
     }
     // It lives, and still has a process of its own; only what happens there counts.
     let victim = stage.next_victim().await;
+    let run_id = stage.newest_run().await;
     assert_child(&victim, &stage, &run_id);
     assert_poisoned(stage.client(), &run_id).await;
     stage.assert_no_more_victims();
@@ -135,12 +138,13 @@ async fn a_machine_that_goes_down_with_parent_and_child_convicts_nobody(url: Str
 async fn suspect(stage: &mut Stage) -> (String, stage::Victim) {
     let calls = openai::tool_calls(&[("echo", r#"{"text":"x"}"#)]);
     stage.deeds([Deed::Kill, Deed::Kill, Deed::Answer(stage.held_back(calls))]);
-    let run_id = create(stage.client(), "POISON").await;
+    stage.poison().await;
     for _ in 0..2 {
         let victim = stage.next_victim().await;
         stage.replace(victim.pid).await;
     }
     let child = stage.next_asker().await;
+    let run_id = stage.newest_run().await;
     assert_child(&child, stage, &run_id);
     (run_id, child)
 }

@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
@@ -123,6 +124,18 @@ impl Stage {
     /// What is done next to those who ask about a poisoned run; then they are killed.
     pub fn deeds(&self, deeds: impl IntoIterator<Item = Deed>) {
         self.deeds.lock().unwrap().extend(deeds);
+    }
+
+    /// Starts a run that kills whoever asks the model for it: maybe before it has told its id.
+    pub async fn poison(&self) {
+        let body = json!({"input": "POISON"});
+        let _ = self.client().request(Method::POST, "/v1/agents/a/runs").json(&body).send().await;
+    }
+
+    /// The run that was created last.
+    pub async fn newest_run(&self) -> String {
+        let newest = self.client().get("/v1/runs?limit=1").await.expect(200);
+        newest["first_id"].as_str().expect("a run").to_owned()
     }
 
     /// The next process that was killed.
