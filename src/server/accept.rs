@@ -78,8 +78,7 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Ta
         .timer(TokioTimer::new())
         // It runs through the silence before a head, too; a head alone is `Patient`'s affair.
         .header_read_timeout(IDLE)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .pipeline_flush(true);
+        .max_buf_size(MAX_HEAD_BYTES);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
     let connections = Tasks::new();
     let places = Places::new(edge.max_connections, edge.max_connections_per_address);
