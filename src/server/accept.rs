@@ -153,16 +153,17 @@ async fn refuse(mut stream: TcpStream, full: Full, _permit: OwnedSemaphorePermit
         Full::All => "The server has as many connections as it may have.",
         Full::Address => "Your address has as many connections as it may have.",
     };
+    let request_id = format!("req_{}", Clock::system().uuid().simple());
     let body = format!(
         "{{\"error\":\"overloaded\",\"message\":\"{message}\",\"details\":{{}},\
          \"suggested_action\":\"Close connections that you do not need, wait \
          retry_after_seconds, then send the same request.\",\
-         \"retry\":true,\"retry_after_seconds\":1,\"request_id\":\"req_{}\"}}",
-        Clock::system().uuid().simple()
+         \"retry\":true,\"retry_after_seconds\":1,\"request_id\":\"{request_id}\"}}"
     );
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{body}",
+         content-length: {}\r\nretry-after: 1\r\nx-request-id: {request_id}\r\n\
+         connection: close\r\n\r\n{body}",
         body.len()
     );
     let tell = async {
