@@ -84,7 +84,7 @@ pub async fn edge(State(state): State<ApiState>, mut request: Request, next: Nex
     let noted = Noted::default();
     request.extensions_mut().insert(noted.clone());
     let asked = Asked::of(&request);
-    let response = match oversize(&request) {
+    let response = match oversize(&request).or_else(|| ambiguous(&request)) {
         Some(error) => error.into_response(),
         None => next.run(request).await,
     };
@@ -102,6 +102,15 @@ fn oversize(request: &Request) -> Option<ApiError> {
         request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     (headers > MAX_HEADER_BYTES).then(|| {
         ApiError::new(ErrorCode::HeadersTooLarge, "The headers are larger than 16 KiB.").closing()
+    })
+}
+
+/// A request with two hosts is one thing to a proxy and another to us (RFC 9112, section 3.2).
+fn ambiguous(request: &Request) -> Option<ApiError> {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    (hosts > 1).then(|| {
+        let message = "The header Host is there more than once.";
+        ApiError::new(ErrorCode::InvalidHeader, message).closing()
     })
 }
 

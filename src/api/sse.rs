@@ -186,6 +186,8 @@ impl EventStream {
                         let ended = entries.iter().any(|entry| entry.event_type.is_final());
                         last_seq = entries.last().map_or(last_seq, |entry| entry.seq);
                         let mut chunk = frame(&entries, self.filter);
+                        // While the client takes nothing, one copy is enough.
+                        drop(entries);
                         if ended {
                             self.done();
                             end(&mut chunk, StreamEndReason::RunEnded, last_seq);

@@ -10,8 +10,13 @@ use crate::store::{LogRange, SharedStore, StoreError};
 
 use super::live::{Glance, Watched};
 
-/// Events that one page of the store has.
+/// Events that one page of the store has, at most.
 const PAGE: i64 = 500;
+/// Events that a reader's first page has: how large they are is not known yet.
+const FIRST_PAGE: i64 = 128;
+/// Bytes of events that are given at once, if it is not a single one: whoever stops reading keeps what
+/// it was given last.
+const PAGE_BYTES: usize = 32 * 1024;
 
 /// A reader's place in a log.
 pub struct Cursor {
@@ -20,6 +25,8 @@ pub struct Cursor {
     workspace_id: WorkspaceId,
     run_id: RunId,
     after: i32,
+    /// Events that the next page has: as many as fit into [`PAGE_BYTES`], by those that were seen.
+    page: i64,
 }
 
 impl Cursor {
@@ -31,7 +38,7 @@ impl Cursor {
         run_id: RunId,
         after: i32,
     ) -> Self {
-        Self { store, watch, workspace_id, run_id, after }
+        Self { store, watch, workspace_id, run_id, after, page: FIRST_PAGE }
     }
 
     /// The last event that it gave.
@@ -57,17 +64,24 @@ impl Cursor {
     }
 
     /// Whatever is there behind the cursor, at least one event; waits until there is some.
-    async fn events(&self) -> Result<Vec<Entry>, FollowError> {
+    async fn events(&mut self) -> Result<Vec<Entry>, FollowError> {
         loop {
             let changed = self.watch.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let events = match self.watch.glance(self.after) {
-                Glance::Events(events) => events,
+                Glance::Events(mut events) => {
+                    cut(&mut events, PAGE);
+                    events
+                }
                 Glance::Nothing => Vec::new(),
                 Glance::ReadStore => {
                     let (above, below) = (self.after, i32::MAX);
-                    self.read(LogRange { above, below, limit: PAGE, descending: false }).await?
+                    let limit = self.page;
+                    let mut events =
+                        self.read(LogRange { above, below, limit, descending: false }).await?;
+                    self.page = cut(&mut events, limit);
+                    events
                 }
             };
             if !events.is_empty() {
@@ -118,6 +132,22 @@ impl Cursor {
     }
 }
 
+/// Cuts a page of so many events down to its bytes. How many events the next one should have.
+fn cut(events: &mut Vec<Entry>, limit: i64) -> i64 {
+    let mut bytes = 0;
+    let fits = |event: &&Entry| {
+        bytes += event.data.len();
+        bytes <= PAGE_BYTES
+    };
+    let fitting = events.iter().take_while(fits).count().max(1);
+    if fitting < events.len() {
+        events.truncate(fitting);
+        return i64::try_from(fitting).unwrap_or(PAGE);
+    }
+    // One that came in full, with room left.
+    if events.len() as i64 == limit { (limit * 2).min(PAGE) } else { limit }
+}
+
 /// What a cursor comes upon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
@@ -148,4 +178,40 @@ pub enum FollowError {
     /// Events are missing that nothing was allowed to take: somebody must find out why.
     #[error("events {} to {} are missing", .0.from_seq, .0.to_seq)]
     Hole(Gap),
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::event::EventType;
+
+    fn page(count: i32, bytes: usize) -> Vec<Entry> {
+        let entry = |seq| Entry {
+            seq,
+            event_type: EventType::MessageDelta,
+            data: Bytes::from(vec![b'x'; bytes]),
+        };
+        (1..=count).map(entry).collect()
+    }
+
+    #[test]
+    fn pages_hold_so_many_bytes_and_adapt_to_the_events() {
+        for (count, bytes, kept, next) in [
+            (128, 100, 128, 256),
+            (100, 100, 100, 128),
+            (128, 1024, 32, 32),
+            (128, 4096, 8, 8),
+            // A single event is given whatever it weighs.
+            (2, 4 * PAGE_BYTES, 1, 1),
+        ] {
+            let mut events = page(count, bytes);
+            assert_eq!(cut(&mut events, FIRST_PAGE), next, "{count} of {bytes}");
+            assert_eq!(events.len(), kept, "{count} of {bytes}");
+        }
+        assert_eq!(cut(&mut page(400, 1), 400), PAGE);
+        assert_eq!(cut(&mut page(1, 1), 1), 2, "after a heavy one they grow again");
+        assert_eq!(cut(&mut Vec::new(), 7), 7);
+    }
 }

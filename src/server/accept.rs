@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,17 +17,17 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::clock::Clock;
 use crate::config::Edge;
 use crate::shutdown::Tasks;
 
-use super::patience::{Limits, Patient, Phase};
+use super::patience::{Limits, OpenRequest, Patient, Phase, Requests};
 use super::places::{Full, Place, Places};
 
 /// How long a client may take to send its request's head.
@@ -71,15 +71,13 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves `router` on `listener` until `tasks` stop; then lets open requests finish for a moment.
 pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Tasks) {
-    let graceful = GracefulShutdown::new();
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
         // It runs through the silence before a head, too; a head alone is `Patient`'s affair.
         .header_read_timeout(IDLE)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .pipeline_flush(true);
+        .max_buf_size(MAX_HEAD_BYTES);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
     let connections = Tasks::new();
     let places = Places::new(edge.max_connections, edge.max_connections_per_address);
@@ -102,7 +100,8 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Ta
             Ok(place) => {
                 let limits = Limits { head: HEAD, stall: edge.stall };
                 let client = Client { stream, limits, place };
-                connections.spawn(connection(&builder, client, router.clone(), &graceful));
+                let stop = connections.token();
+                connections.spawn(connection(&builder, client, router.clone(), stop));
             }
             Err(full) => {
                 if let Ok(permit) = refusals.clone().try_acquire_owned() {
@@ -112,7 +111,8 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Ta
         }
     }
     drop(listener);
-    if tokio::time::timeout(GOODBYE, graceful.shutdown()).await.is_err() {
+    connections.stop();
+    if tokio::time::timeout(GOODBYE, connections.finish()).await.is_err() {
         tracing::info!("some connections were still open when the server stopped");
     }
 }
@@ -121,16 +121,22 @@ fn connection(
     builder: &Builder<TokioExecutor>,
     client: Client,
     router: Router,
-    graceful: &GracefulShutdown,
+    stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + 'static {
     let Client { stream, limits, place } = client;
     let phase = Phase::default();
+    let requests = Requests::default();
     let stream = Patient::new(stream, limits, phase.clone());
+    let begun = requests.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
         phase.busy();
-        // HTTP/2 has many requests at a time, and heads that are frames: it is never idle in this sense.
-        let answered = (request.version() < Version::HTTP_2).then(|| Answered(phase.clone()));
+        // HTTP/2 has many requests at a time, and heads that are frames, which `phase` knows nothing of.
+        let answered = if request.version() < Version::HTTP_2 {
+            Answered::Alone(OnlyRequest(phase.clone()))
+        } else {
+            Answered::AmongOthers(begun.begin())
+        };
         async move {
             let answer = router.oneshot(request.map(Body::new)).await;
             let answer = answer.unwrap_or_else(|never| match never {});
@@ -138,11 +144,23 @@ fn connection(
         }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    let watched = graceful.watch(connection);
     async move {
         let _place = place;
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            // What is being answered ends as it should.
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = requests.none_for(IDLE) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::time::timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
+            }
+        };
         // Clients that go away, or talk no HTTP, are no news.
-        if let Err(error) = watched.await {
+        if let Err(error) = ended {
             tracing::trace!(error = %error, "a connection ended early");
         }
     }
@@ -154,16 +172,17 @@ async fn refuse(mut stream: TcpStream, full: Full, _permit: OwnedSemaphorePermit
         Full::All => "The server has as many connections as it may have.",
         Full::Address => "Your address has as many connections as it may have.",
     };
+    let request_id = format!("req_{}", Clock::system().uuid().simple());
     let body = format!(
         "{{\"error\":\"overloaded\",\"message\":\"{message}\",\"details\":{{}},\
          \"suggested_action\":\"Close connections that you do not need, wait \
          retry_after_seconds, then send the same request.\",\
-         \"retry\":true,\"retry_after_seconds\":1,\"request_id\":\"req_{}\"}}",
-        Clock::system().uuid().simple()
+         \"retry\":true,\"retry_after_seconds\":1,\"request_id\":\"{request_id}\"}}"
     );
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{body}",
+         content-length: {}\r\nretry-after: 1\r\nx-request-id: {request_id}\r\n\
+         connection: close\r\n\r\n{body}",
         body.len()
     );
     let tell = async {
@@ -185,9 +204,15 @@ struct Client {
 }
 
 /// Says that a request is answered, when it goes.
-struct Answered(Phase);
+enum Answered {
+    Alone(#[expect(dead_code, reason = "it is dropped")] OnlyRequest),
+    AmongOthers(#[expect(dead_code, reason = "it is dropped")] OpenRequest),
+}
 
-impl Drop for Answered {
+/// The only request of its connection at this time.
+struct OnlyRequest(Phase);
+
+impl Drop for OnlyRequest {
     fn drop(&mut self) {
         self.0.idle();
     }
@@ -196,7 +221,7 @@ impl Drop for Answered {
 /// A body that says so when it is written or given up.
 struct Whole {
     body: Body,
-    _answered: Option<Answered>,
+    _answered: Answered,
 }
 
 impl HttpBody for Whole {

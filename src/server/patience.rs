@@ -3,6 +3,7 @@
 //! - *A head that drips*: from the first byte of a request on (or from the connection on), its head has
 //!   10 s. Between requests a connection may be silent for much longer: proxies keep theirs for a
 //!   minute, and answer 502 when one that they use is closed under them.
+//!   HTTP/2 has no such heads: there it is the silence between requests that is bounded ([`Requests`]).
 //! - *A reader that has stopped reading* fills the system's buffer, and then holds its connection and
 //!   whatever waits to be written to it. When nothing could be written for a while although something
 //!   waits, the connection is closed. A client that reads slowly is another matter: every byte that it
@@ -16,7 +17,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +59,42 @@ impl Phase {
     /// The first bytes of the next request.
     fn woken(&self) {
         let _ = self.0.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// The requests of an HTTP/2 connection that are being answered.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Requests(watch::Sender<usize>);
+
+/// One of them, until this is dropped.
+#[derive(Debug)]
+pub(super) struct OpenRequest(Requests);
+
+impl Requests {
+    /// One more.
+    pub(super) fn begin(&self) -> OpenRequest {
+        self.0.send_modify(|open| *open += 1);
+        OpenRequest(self.clone())
+    }
+
+    /// Resolves when there has been none for so long since the last; never before the first.
+    /// Frames that ask for nothing, pings or half a head, do not count.
+    pub(super) async fn none_for(&self, silence: Duration) {
+        let mut open = self.0.subscribe();
+        // The sender is here, so the channel is never closed.
+        while open.changed().await.is_ok() {
+            while *open.borrow_and_update() == 0 {
+                if timeout(silence, open.changed()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|open| *open -= 1);
     }
 }
 
@@ -197,6 +235,21 @@ mod tests {
         };
         let (written, ()) = tokio::join!(socket.write_all(&[0; 1000]), read);
         written.unwrap();
+    }
+
+    #[tokio::test]
+    async fn many_requests_are_over_when_none_was_open_for_a_while() {
+        let requests = Requests::default();
+        let silence = requests.none_for(LIMIT);
+        tokio::pin!(silence);
+        let is_over = tokio::time::timeout(LIMIT * 3, silence.as_mut()).await;
+        assert!(is_over.is_err(), "the first request has another clock");
+        let (first, second) = (requests.begin(), requests.begin());
+        drop(first);
+        let is_over = tokio::time::timeout(LIMIT * 3, silence.as_mut()).await;
+        assert!(is_over.is_err(), "one is still open");
+        drop(second);
+        silence.await;
     }
 
     #[tokio::test]
