@@ -282,7 +282,8 @@ fn hello(chance: f64) -> Bytes {
     Bytes::from(format!("retry: {retry}\n: stepwell\n\n"))
 }
 
-fn frame(entries: &[Entry], filter: EventFilter) -> Vec<u8> {
+/// What stands on the wire for those of these entries that the filter lets through.
+pub fn frame(entries: &[Entry], filter: EventFilter) -> Vec<u8> {
     let wanted = || entries.iter().filter(|entry| filter.lets(entry.event_type));
     let size: usize = wanted().map(|entry| entry.data.len() + FRAME_BYTES).sum();
     let mut out = Vec::with_capacity(size);
