@@ -51,7 +51,9 @@ async fn a_reader_is_led_across_what_retention_took_and_loses_nothing_else(store
     entries.push(completed(run_id(1), 1_210));
     append_to(&store, 1, 1, entries, Some(ends(1_210))).await;
     let whole = steps(follow(&store, 1, 0)).await;
-    assert_eq!(whole, [("events", 1, 500), ("events", 501, 1_000), ("events", 1_001, 1_210)]);
+    assert!(whole.len() > 2 && whole.iter().all(|(what, ..)| *what == "events"), "{whole:?}");
+    assert!(whole.windows(2).all(|pair| pair[0].2 + 1 == pair[1].1), "{whole:?}");
+    assert_eq!((whole[0].1, whole[whole.len() - 1].2), (1, 1_210));
 
     let later = Clock::system().now().plus(Duration::from_secs(2 * 24 * 3600));
     let mut after = None;
