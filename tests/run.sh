@@ -2,12 +2,13 @@
 # Checks everything there is to check, and says in the end whether all is well.
 #
 #   tests/run.sh                    format, lints, docs, all tests on SQLite and Postgres, generated clients
-#   tests/run.sh --no-clients       without the generated clients (no Node, no npm, no PyPI)
+#   tests/run.sh --no-clients       without the generated clients and schemathesis (no Node, no npm, no PyPI)
 #   tests/run.sh --only FILTER      only the Rust tests whose name contains FILTER
 #   tests/run.sh --full             the crash tests in their long versions (hours, not minutes)
 #
-# The crash tests (tests/it/crash) measure seconds, so they run after all others and two at a time;
-# what they did and found is shown as a table. Run it as root: they mount small disks, to fill them.
+# The crash tests (tests/it/crash, and tests/it/edge for clients) measure seconds, so they run after
+# all others and two at a time; what they did and found is shown as a table. Run it as root: they
+# mount small disks, to fill them.
 #
 # It installs PostgreSQL, and strace, with apt if there is none, and starts a throw-away cluster of its own in a
 # temporary folder, with default durability. STEPWELL_TEST_POSTGRES_URL, if set, is used instead: an
@@ -188,7 +189,7 @@ docs() {
 lints() { cargo clippy --locked --all-targets --quiet -- -D warnings; }
 
 # The tests that --only leaves, one a line: those of the crash suite, or all others.
-crashing='^(crash|poison|engine::interleavings)::'
+crashing='^(crash|edge|poison|engine::interleavings)::'
 list_tests() {
   cargo test --locked --quiet ${only:+"$only"} -- --list 2>/dev/null | sed -n 's/: test$//p' |
     if [ "$1" = crash ]; then grep -E "$crashing"; else grep -vE "$crashing"; fi
@@ -222,8 +223,10 @@ if step "build" cargo test --locked --no-run --quiet; then
   [ -n "${CI:-}" ] && foreground='' || foreground=--foreground
   crash_tests=$(list_tests crash)
   if [ -z "$crash_tests" ] || [ -n "$(list_tests others)" ]; then
+    # By their whole names: a part of one is a part of others too (config::edge).
+    # shellcheck disable=SC2046,SC2086
     counted "tests" timeout $foreground -k 10 1800 \
-      cargo test --locked --no-fail-fast ${only:+"$only"} -- --skip crash:: --skip poison:: --skip engine::interleavings
+      cargo test --locked --no-fail-fast ${only:+"$only"} -- ${crash_tests:+$(printf -- '--skip %s ' $crash_tests)}
   fi
   if [ -n "$crash_tests" ]; then
     [ $full = no ] && patience=1800 || patience=28800
@@ -235,6 +238,7 @@ if step "build" cargo test --locked --no-run --quiet; then
   fi
   if [ -z "$only" ] && [ $clients = yes ]; then
     counted "clients" tests/clients/run.sh
+    step "made-up requests" tests/fuzz/run.sh
   fi
 fi
 

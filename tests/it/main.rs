@@ -10,6 +10,8 @@ mod crash;
 #[cfg(test)]
 mod domain;
 #[cfg(test)]
+mod edge;
+#[cfg(test)]
 mod engine;
 #[cfg(test)]
 mod house;

@@ -1,7 +1,6 @@
 //! P40: a server that is told to stop lets go of everything politely: streams are told to come back,
 //! runs go on elsewhere from the end of their step, and it is gone within 30 s. Told twice, at once.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -9,6 +8,7 @@ use serde_json::json;
 use super::readers::{self, Fleet};
 use super::talker::Talker;
 use super::{create, judge, moved_within, talking};
+use crate::support::files::allow_open_files;
 use crate::support::postgres;
 use crate::support::profile::Report;
 use crate::support::random::Random;
@@ -25,7 +25,8 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_told_to_stop_hands_everything_over() {
     let report = Report::new("P40", "SIGTERM with 200 runs, 1,000 streams", "Postgres");
-    raise_the_limit_of_open_files();
+    // A thousand streams are a thousand sockets, here and in the servers.
+    allow_open_files(8_192);
     // A step takes two seconds.
     let talker = Talker::start(4, 4, Duration::from_millis(300)).await;
     let url = postgres::empty_database().await;
@@ -63,13 +64,6 @@ async fn a_server_that_is_told_to_stop_hands_everything_over() {
     report.note(format!("stopped in {} ms", took.as_millis()));
     report.note(format!("handed over {} ms later", slowest.as_millis()));
     report.finish((RUNS * READERS * 9 / 10) as u64);
-}
-
-/// A thousand streams are a thousand sockets, here and in the server, which inherits the limit.
-fn raise_the_limit_of_open_files() {
-    let pid = std::process::id().to_string();
-    let raised = Command::new("prlimit").args(["--pid", &pid, "--nofile=8192"]).status();
-    assert!(raised.is_ok_and(|status| status.success()), "8192 open files are allowed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

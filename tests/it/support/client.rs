@@ -1,6 +1,7 @@
 //! A user: JSON over HTTP, and event streams.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
@@ -48,6 +49,18 @@ impl Client {
             .build()
             .expect("a client");
         Self { http, base: base.to_owned() }
+    }
+
+    /// Where the server is.
+    pub fn address(&self) -> SocketAddr {
+        let address = self.base.strip_prefix("http://").expect("plain HTTP");
+        address.parse().expect("an address")
+    }
+
+    /// The same user, who speaks HTTP/2 from the first byte on.
+    pub fn over_http2(&self) -> Self {
+        let http = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build();
+        Self { http: http.expect("a client"), base: self.base.clone() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -192,7 +205,7 @@ impl Stream {
     }
 
     fn parse(&mut self) {
-        while let Some(end) = self.text.windows(2).position(|pair| pair == b"\n\n") {
+        while let Some(end) = memchr::memmem::find(&self.text, b"\n\n") {
             let block: Vec<u8> = self.text.drain(..end + 2).collect();
             let block = String::from_utf8(block).expect("streams are UTF-8");
             let mut frame = Frame { id: None, event: "message".to_owned(), data: String::new() };

@@ -1,6 +1,7 @@
 //! Who is at the other end of a connection on this machine. Linux tells it in `/proc`, so a test can hit
 //! exactly the process that talks to it, without any door for faults in the product.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
@@ -86,6 +87,24 @@ impl Process {
     }
 }
 
+/// The state of a socket that waits for connections, in `/proc/net/tcp`.
+const LISTENING: &str = "0A";
+
+/// The clients whose connections to this address are still held by a process at that end.
+pub fn held_at(server: SocketAddr) -> HashSet<SocketAddr> {
+    let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let server = hex(server);
+    let held = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // A socket that its process has closed is of nobody until the kernel has done with it.
+        let is_held = fields.get(1) == Some(&server.as_str())
+            && fields.get(3) != Some(&LISTENING)
+            && fields.get(9) != Some(&"0");
+        is_held.then(|| from_hex(fields.get(2)?))?
+    });
+    held.collect()
+}
+
 fn pids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -100,6 +119,12 @@ fn inode(ends: Ends) -> Option<String> {
         (fields.get(1) == Some(&theirs.as_str()) && fields.get(2) == Some(&ours.as_str()))
             .then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
     })
+}
+
+fn from_hex(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
+    Some((ip, u16::from_str_radix(port, 16).ok()?).into())
 }
 
 /// An address as the kernel writes it: the four bytes as one number of this machine.

@@ -161,6 +161,15 @@ impl Server {
         fds.expect("its files can be counted: it runs, and is ours").count()
     }
 
+    /// The memory that it has, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("it runs, and is ours");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("kB");
+        kibibytes * 1024
+    }
+
     /// Sends it a signal, like `TERM`, `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
