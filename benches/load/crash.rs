@@ -25,10 +25,12 @@ pub struct Crashed {
     pub lost: f64,
     /// Places in a log with no event, or with an event behind the last.
     pub gaps: f64,
-    /// Seconds from ready until the last run showed something new.
+    /// Seconds from ready until the last run went on: its open step had begun again.
     pub goes_on: f64,
     /// Seconds from ready until the last run had ended.
     pub ended: f64,
+    /// The longest of all from there, where a run went on, to its end.
+    pub rest: f64,
 }
 
 /// What a reader knows of a log: the fingerprint of each event by its seq.
@@ -60,23 +62,24 @@ impl Seen {
         self.events.last_key_value().map_or(0, |(seq, _)| *seq)
     }
 
-    /// Reads a stream until it ends or breaks off; says how far it was then and when it saw more than before.
+    /// Reads a stream until it ends or breaks off, and says when a step began again. What is merely new to
+    /// this reader does not count: it may have been durable before the kill.
     async fn read(&mut self, address: SocketAddr, ask: &[u8]) -> std::io::Result<Option<Instant>> {
-        let (before, mut new) = (self.last(), None);
+        let mut restarted = None;
         let mut connection = Connection::open(address).await?;
         let head = connection.begin(ask).await?;
         let mut events = Events::default();
         let take = |piece: &[u8]| {
             events.take(piece, &mut |event| {
                 self.take(event);
-                if new.is_none() && self.last() > before {
-                    new = Some(Instant::now());
+                if event.name == b"step.restarted" && restarted.is_none() {
+                    restarted = Some(Instant::now());
                 }
             });
         };
         // Broken off by the kill, or ended by the server: what was seen counts.
         let _ = connection.body(&head, take).await;
-        Ok(new)
+        Ok(restarted)
     }
 }
 
@@ -110,21 +113,20 @@ pub async fn kill_and_restart(
     let mut readers = JoinSet::new();
     for mut seen in seen {
         readers.spawn(async move {
-            let before = (seen.events.clone(), seen.last());
             let path = format!("/v1/runs/{}/events", seen.run_id);
-            let resume = request("GET", &format!("{path}?after={}", before.1), "");
-            let new = seen.read(address, &resume).await?;
+            let resume = request("GET", &format!("{path}?after={}", seen.last()), "");
+            let restarted = seen.read(address, &resume).await?;
             let ended = Instant::now();
             // Now all of it again, from the beginning, as somebody who comes late gets it.
             let mut again = Seen::default();
             again.read(address, &request("GET", &path, "")).await?;
-            Ok::<_, std::io::Error>((seen, again, new, ended))
+            Ok::<_, std::io::Error>((seen, again, restarted, ended))
         });
     }
-    let mut crashed = Crashed { lost: 0.0, gaps: 0.0, goes_on: 0.0, ended: 0.0 };
+    let mut crashed = Crashed { lost: 0.0, gaps: 0.0, goes_on: 0.0, ended: 0.0, rest: 0.0 };
     let judge = async {
         while let Some(read) = readers.join_next().await {
-            let (seen, again, new, ended) = read??;
+            let (seen, again, restarted, ended) = read??;
             if !again.is_final {
                 return Err(format!("run {} did not end", seen.run_id).into());
             }
@@ -132,8 +134,10 @@ pub async fn kill_and_restart(
             crashed.lost += (seen.events.iter().filter(differs).count() + seen.changed) as f64;
             crashed.gaps += (again.last() - again.events.len()) as f64;
             let seconds = |at: Instant| at.duration_since(ready).as_secs_f64();
-            crashed.goes_on = crashed.goes_on.max(new.map_or(f64::INFINITY, seconds));
+            let went_on = restarted.map_or(f64::INFINITY, seconds);
+            crashed.goes_on = crashed.goes_on.max(went_on);
             crashed.ended = crashed.ended.max(seconds(ended));
+            crashed.rest = crashed.rest.max(seconds(ended) - went_on);
         }
         Fallible::Ok(())
     };

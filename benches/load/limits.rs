@@ -1,6 +1,5 @@
 //! What this machine can do, measured beside everything else: a figure without it says little.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -32,6 +31,26 @@ const PG_BATCH: i32 = 500;
 const SQLITE_BATCH: u32 = 500;
 /// About what an event of a token weighs.
 const DATA: &str = r#"{"type":"message.delta","seq":123,"run_id":"run_01a2013c3de077178fb8dfe05284e9cb","created_at":"2026-11-22T03:10:55.097Z","step":1,"content":"@12345678 "}"#;
+
+/// The same, to be written as JSON for every reader, as a server does that keeps nothing.
+#[derive(Serialize)]
+struct Delta {
+    r#type: &'static str,
+    seq: usize,
+    run_id: &'static str,
+    created_at: &'static str,
+    step: i32,
+    content: &'static str,
+}
+
+const DELTA: Delta = Delta {
+    r#type: "message.delta",
+    seq: 0,
+    run_id: "run_01a2013c3de077178fb8dfe05284e9cb",
+    created_at: "2026-11-22T03:10:55.097Z",
+    step: 1,
+    content: "@12345678 ",
+};
 
 /// The limits. All but the first in units a second.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -120,9 +139,9 @@ fn raw_server() -> Fallible<SocketAddr> {
         axum::Router::new().route("/echo", post(async |Json(echo): Json<Echo>| Json(echo))).route(
             "/events",
             get(async || {
-                let event = |n: usize| {
-                    let event = Event::default().id(n.to_string()).event("message.delta");
-                    Ok::<_, Infallible>(event.data(DATA))
+                let event = |seq: usize| {
+                    let event = Event::default().id(seq.to_string()).event("message.delta");
+                    event.json_data(Delta { seq, ..DELTA })
                 };
                 Sse::new(stream::iter((0..STREAM_EVENTS).map(event)))
             }),

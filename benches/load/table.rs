@@ -9,7 +9,7 @@ use crate::machine::Used;
 /// Others kept so much of a processor busy that a figure says little.
 const DISTURBED: f64 = 0.2;
 
-/// What is aimed at (`speed.md`, in short: the README).
+/// What is aimed at.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
