@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use serde_json::json;
-use stepwell::api::sse::{EventFilter, frame};
+use stepwell::log::page::Page;
 use stepwell::clock::Clock;
 use stepwell::domain::agent::AgentSettings;
 use stepwell::domain::decide::Ending;
@@ -119,7 +119,7 @@ pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame");
     group.throughput(Throughput::Elements(page.len() as u64));
     group.bench_function(format!("a page of {PAGE} events"), |b| {
-        b.iter(|| frame(black_box(&page), EventFilter::ALL));
+        b.iter(|| Page::of(black_box(&page)));
     });
     group.finish();
 }

@@ -1,7 +1,7 @@
 //! A run's log as server-sent events: a cursor, and one buffer for all that is there.
 //!
-//! This is the hottest path of the server. The text of an event is shared by all its readers; here
-//! it is only framed, and everything that is available goes out in one chunk. A stream owns no
+//! This is the hottest path of the server. The text of an event is framed once and shared by all its
+//! readers; here it is only passed on, page by page. A stream owns no
 //! queue: while its client takes nothing it is not polled, and reads nothing.
 
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 use crate::app::Caller;
 use crate::app::runs::{FollowError, Gap, Next};
-use crate::domain::event::{Entry, EventType};
+use crate::domain::event::EventType;
 use crate::domain::ids::RunId;
 
 use super::disconnect::OnDisconnect;
@@ -29,8 +29,6 @@ use super::{ApiError, ApiState, query};
 /// After so much silence a comment is sent: proxies close what looks dead, and a write is how a
 /// dead client is noticed.
 const SILENCE: Duration = Duration::from_secs(15);
-/// What surrounds an event's text: the longest type, a seq of ten digits, and the field names.
-const FRAME_BYTES: usize = 64;
 
 /// Which types of events a reader wants, as bits by [`EventType::code`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,21 +180,19 @@ impl EventStream {
                     () = &mut timer => Woken::Timer,
                 };
                 match woken {
-                    Woken::Next(Ok(Next::Events(entries))) => {
-                        let ended = entries.iter().any(|entry| entry.event_type.is_final());
-                        last_seq = entries.last().map_or(last_seq, |entry| entry.seq);
-                        let mut chunk = frame(&entries, self.filter);
-                        // While the client takes nothing, one copy is enough.
-                        drop(entries);
-                        if ended {
+                    Woken::Next(Ok(Next::Events(page))) => {
+                        last_seq = page.last_seq();
+                        let chunk = page.only(|event_type| self.filter.lets(event_type));
+                        if page.ends() {
                             self.done();
-                            end(&mut chunk, StreamEndReason::RunEnded, last_seq);
-                            yield Ok(Bytes::from(chunk));
+                            let mut last = chunk.to_vec();
+                            end(&mut last, StreamEndReason::RunEnded, last_seq);
+                            yield Ok(Bytes::from(last));
                             return;
                         }
                         last_sent = Instant::now();
                         if !chunk.is_empty() {
-                            yield Ok(Bytes::from(chunk));
+                            yield Ok(chunk);
                         }
                         if last_sent >= rotate_at {
                             break StreamEndReason::Rotated;
@@ -282,22 +278,6 @@ fn hello(chance: f64) -> Bytes {
     Bytes::from(format!("retry: {retry}\n: stepwell\n\n"))
 }
 
-/// What stands on the wire for those of these entries that the filter lets through.
-pub fn frame(entries: &[Entry], filter: EventFilter) -> Vec<u8> {
-    let wanted = || entries.iter().filter(|entry| filter.lets(entry.event_type));
-    let size: usize = wanted().map(|entry| entry.data.len() + FRAME_BYTES).sum();
-    let mut out = Vec::with_capacity(size);
-    for entry in wanted() {
-        // Writing to a Vec cannot fail.
-        let _ = write!(out, "id: {}\nevent: ", entry.seq);
-        out.extend_from_slice(entry.event_type.as_str().as_bytes());
-        out.extend_from_slice(b"\ndata: ");
-        out.extend_from_slice(&entry.data);
-        out.extend_from_slice(b"\n\n");
-    }
-    out
-}
-
 /// What stands for events that retention took: no id, for it is no entry of the log. Passes every
 /// filter: nobody is to take what is left for all that there was.
 fn gap(Gap { from_seq, to_seq }: Gap) -> Bytes {
@@ -318,31 +298,6 @@ fn end(out: &mut Vec<u8>, reason: StreamEndReason, last_seq: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn entry(seq: i32, event_type: EventType) -> Entry {
-        let data = format!("{{\"type\":\"{}\",\"seq\":{seq}}}", event_type.as_str());
-        Entry { seq, event_type, data: Bytes::from(data) }
-    }
-
-    #[test]
-    fn all_that_is_there_goes_out_in_one_buffer_framed_exactly() {
-        let entries = [entry(1, EventType::RunQueued), entry(2, EventType::MessageDelta)];
-        let chunk = frame(&entries, EventFilter::ALL);
-        assert_eq!(
-            String::from_utf8(chunk).unwrap(),
-            "id: 1\nevent: run.queued\ndata: {\"type\":\"run.queued\",\"seq\":1}\n\n\
-             id: 2\nevent: message.delta\ndata: {\"type\":\"message.delta\",\"seq\":2}\n\n"
-        );
-    }
-
-    #[test]
-    fn the_buffer_never_grows() {
-        for event_type in EventType::ALL {
-            let entries = [entry(i32::MAX, *event_type)];
-            let data = entries[0].data.len();
-            assert!(frame(&entries, EventFilter::ALL).len() <= data + FRAME_BYTES);
-        }
-    }
 
     #[test]
     fn a_filter_lets_through_what_it_names_and_every_final_event() {

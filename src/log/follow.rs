@@ -9,6 +9,7 @@ use crate::domain::retention;
 use crate::store::{LogRange, SharedStore, StoreError};
 
 use super::live::{Glance, Watched};
+use super::page::Page;
 
 /// Events that one page of the store has, at most.
 const PAGE: i64 = 500;
@@ -53,64 +54,65 @@ impl Cursor {
     /// When the store cannot be read: the cursor has not moved and may be asked again. When the run is
     /// gone or events are missing: it is no use to ask again.
     pub async fn next(&mut self) -> Result<Next, FollowError> {
-        let events = self.events().await?;
-        let newest = events.last().map_or(self.after, |last| last.seq);
-        // Seqs are unique and ascend: without a hole the newest says how many there are.
-        if i64::from(newest) - i64::from(self.after) == events.len() as i64 {
-            self.after = newest;
-            return Ok(Next::Events(events));
-        }
-        self.up_to_a_hole(events).await
+        let next = self.found().await?;
+        self.after = match &next {
+            Next::Events(page) => page.last_seq(),
+            Next::Gap(gap) => gap.to_seq,
+        };
+        Ok(next)
     }
 
-    /// Whatever is there behind the cursor, at least one event; waits until there is some.
-    async fn events(&mut self) -> Result<Vec<Entry>, FollowError> {
+    async fn found(&mut self) -> Result<Next, FollowError> {
         loop {
             let changed = self.watch.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let events = match self.watch.glance(self.after) {
-                Glance::Events(mut events) => {
-                    cut(&mut events, PAGE);
-                    events
-                }
-                Glance::Nothing => Vec::new(),
+            let found = match self.watch.glance(self.after) {
+                Glance::Events(page) => Some(Next::Events(page)),
+                Glance::Nothing => None,
                 Glance::ReadStore => {
-                    let (above, below) = (self.after, i32::MAX);
-                    let limit = self.page;
-                    let mut events =
-                        self.read(LogRange { above, below, limit, descending: false }).await?;
-                    self.page = cut(&mut events, limit);
-                    events
+                    let (found, page) = self.stored().await?;
+                    self.page = page;
+                    found
                 }
             };
-            if !events.is_empty() {
-                return Ok(events);
+            if let Some(found) = found {
+                return Ok(found);
             }
             let _asleep = self.watch.sleeper(self.after);
             changed.await;
         }
     }
 
-    /// The events in front of a hole among these, or the hole if they begin with it.
-    async fn up_to_a_hole(&mut self, mut events: Vec<Entry>) -> Result<Next, FollowError> {
-        let whole = (self.after + 1..).zip(&events).take_while(|(seq, e)| e.seq == *seq).count();
-        let Some(behind) = events.get(whole).map(|entry| entry.seq) else {
-            self.after = events.last().map_or(self.after, |entry| entry.seq);
-            return Ok(Next::Events(events));
-        };
-        events.truncate(whole);
-        if let Some(last) = events.last() {
-            // The hole comes with the next question.
-            self.after = last.seq;
-            return Ok(Next::Events(events));
+    /// What the store has behind the cursor, read once for all who are at the same place; and how many
+    /// events the next page should have.
+    async fn stored(&self) -> Result<(Option<Next>, i64), FollowError> {
+        let (place, limit) = ((self.workspace_id, self.run_id, self.after), self.page);
+        let shelf = self.watch.shelf();
+        if let Some(page) = shelf.page(place) {
+            return Ok((Some(Next::Events(page)), limit));
         }
+        let _alone = self.watch.reading().await;
+        if let Some(page) = shelf.page(place) {
+            return Ok((Some(Next::Events(page)), limit));
+        }
+        let range = LogRange { above: self.after, below: i32::MAX, limit, descending: false };
+        let mut events = self.read(range).await?;
+        let limit = cut(&mut events, limit);
+        let whole = (self.after + 1..).zip(&events).take_while(|(seq, e)| e.seq == *seq).count();
+        if let Some(page) = events.get(..whole).and_then(Page::of) {
+            // In front of a hole, if there is one: the hole comes with the next question.
+            shelf.keep_page(place, page.clone());
+            return Ok((Some(Next::Events(page)), limit));
+        }
+        let Some(behind) = events.first().map(|entry| entry.seq) else {
+            return Ok((None, limit));
+        };
         let gap = Gap { from_seq: self.after + 1, to_seq: behind - 1 };
         if !self.is_explained(behind).await? {
             return Err(FollowError::Hole(gap));
         }
-        self.after = gap.to_seq;
-        Ok(Next::Gap(gap))
+        Ok((Some(Next::Gap(gap)), limit))
     }
 
     /// Whether retention can have taken what is missing in front of this event. Facts are never
@@ -149,10 +151,10 @@ fn cut(events: &mut Vec<Entry>, limit: i64) -> i64 {
 }
 
 /// What a cursor comes upon.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Next {
-    /// The next events, at least one.
-    Events(Vec<Entry>),
+    /// The next events.
+    Events(Page),
     /// Events that retention took; the log goes on behind them.
     Gap(Gap),
 }

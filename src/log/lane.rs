@@ -265,12 +265,13 @@ impl Lane {
             record.newest_fact = Some(last);
             self.watch.remember(*record);
         }
-        self.watch.publish(&entries);
+        let rests = entries.last().is_some_and(|last| last.event_type.is_rest());
+        self.watch.publish(entries);
         self.moved.notify_waiters();
         if more {
             self.list(self.state(), urgent);
         }
-        entries.last().is_some_and(|last| last.event_type.is_rest())
+        rests
     }
 
     /// What was taken is not written, and nothing will be until the driver has looked.

@@ -17,6 +17,9 @@ use crate::domain::ids::RunId;
 use crate::shutdown::Tasks;
 use crate::store::{RunRecord, SharedStore};
 
+use super::page::Page;
+use super::shelf::Shelf;
+
 /// Bytes of events that a tail keeps: a reader further behind reads the store.
 const TAIL_BYTES: usize = 64 * 1024;
 /// Events that a tail keeps.
@@ -40,6 +43,8 @@ type Shard = Mutex<HashMap<RunId, Arc<Watch>>>;
 pub struct Live {
     shards: [Shard; SHARDS],
     ended: Mutex<VecDeque<(Instant, Watched)>>,
+    /// What was read from the store a moment ago.
+    pub shelf: Shelf,
 }
 
 /// What is known of one run.
@@ -53,6 +58,8 @@ pub struct Watch {
     rested: Notify,
     /// For the driver: somebody else wrote.
     poked: Notify,
+    /// Held by the cursor that reads the store: the others find on the shelf what it read.
+    reading: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -68,15 +75,30 @@ struct State {
 }
 
 struct Tail {
-    entries: VecDeque<Entry>,
+    batches: VecDeque<Batch>,
+    events: usize,
     bytes: usize,
     head: i32,
+}
+
+/// What one flush brought.
+struct Batch {
+    first: i32,
+    events: usize,
+    bytes: usize,
+    text: Text,
+}
+
+/// Framed when somebody reads it first: most runs have no reader.
+enum Text {
+    Plain(Vec<Entry>),
+    Framed(Page),
 }
 
 /// What a tail says to a reader.
 pub enum Glance {
     /// The next events.
-    Events(Vec<Entry>),
+    Events(Page),
     /// Nothing yet: sleep until the watch changes.
     Nothing,
     /// The tail does not reach back so far, or there is none: read the store.
@@ -91,7 +113,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Default for Live {
     fn default() -> Self {
-        Self { shards: std::array::from_fn(|_| Shard::default()), ended: Mutex::default() }
+        Self {
+            shards: std::array::from_fn(|_| Shard::default()),
+            ended: Mutex::default(),
+            shelf: Shelf::default(),
+        }
     }
 }
 
@@ -113,6 +139,7 @@ impl Live {
                 changed: Notify::new(),
                 rested: Notify::new(),
                 poked: Notify::new(),
+                reading: tokio::sync::Mutex::default(),
             })
         });
         Watched { watch: watch.clone(), live: self.clone() }
@@ -157,6 +184,7 @@ impl Live {
 
     /// Forgets how a run ended (it was erased).
     pub fn forget(self: &Arc<Self>, run_id: RunId) {
+        self.shelf.forget(run_id);
         if let Some(watch) = self.find(run_id) {
             let mut state = lock(&watch.state);
             state.ended = None;
@@ -183,6 +211,7 @@ impl Live {
     }
 
     fn let_go(&self) {
+        self.shelf.let_go();
         let mut gone = Vec::new();
         let mut ended = lock(&self.ended);
         while let Some((since, _)) = ended.front()
@@ -247,6 +276,11 @@ impl Drop for Watched {
 }
 
 impl Watched {
+    /// What was read from the store a moment ago.
+    pub fn shelf(&self) -> &Shelf {
+        &self.live.shelf
+    }
+
     /// Remembers how the run ended, for those who ask in the next moments.
     pub fn remember(&self, record: RunRecord) {
         {
@@ -275,7 +309,7 @@ impl Watch {
     /// Begins a tail behind `head`: this node drives the run from here on.
     pub fn begin_tail(&self, head: i32) {
         let mut state = lock(&self.state);
-        state.tail = Some(Tail { entries: VecDeque::new(), bytes: 0, head });
+        state.tail = Some(Tail::new(head));
         state.seen = state.seen.max(head);
         drop(state);
         self.wake_all();
@@ -293,7 +327,8 @@ impl Watch {
     }
 
     /// Shows committed events to everybody. Call after the commit, and only then.
-    pub fn publish(&self, entries: &[Entry]) {
+    pub fn publish(&self, entries: Vec<Entry>) {
+        let rests = entries.iter().any(|entry| entry.event_type.is_rest());
         let mut state = lock(&self.state);
         if let Some(last) = entries.last() {
             state.seen = state.seen.max(last.seq);
@@ -303,15 +338,15 @@ impl Watch {
         }
         drop(state);
         self.changed.notify_waiters();
-        if entries.iter().any(|entry| entry.event_type.is_rest()) {
+        if rests {
             self.rested.notify_waiters();
         }
     }
 
     /// What comes after `after`, as far as memory knows.
     pub fn glance(&self, after: i32) -> Glance {
-        let state = lock(&self.state);
-        let Some(tail) = &state.tail else { return Glance::ReadStore };
+        let mut state = lock(&self.state);
+        let Some(tail) = &mut state.tail else { return Glance::ReadStore };
         tail.glance(after)
     }
 
@@ -341,6 +376,11 @@ impl Watch {
         self.poked.notify_one();
     }
 
+    /// Resolves with the right to read the store for this run, when no other cursor here does.
+    pub async fn reading(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.reading.lock().await
+    }
+
     /// Counts a sleeping cursor that has seen everything up to `seen`, for as long as it is held.
     pub fn sleeper(&self, seen: i32) -> Sleeper<'_> {
         let mut state = lock(&self.state);
@@ -360,32 +400,51 @@ impl Drop for Sleeper<'_> {
 }
 
 impl Tail {
-    fn push(&mut self, entries: &[Entry]) {
-        for entry in entries {
-            if entry.seq != self.head + 1 {
-                // A hole would be a lie: begin anew behind it.
-                self.entries.clear();
-                self.bytes = 0;
-            }
-            self.head = entry.seq;
-            self.bytes += entry.data.len();
-            self.entries.push_back(entry.clone());
+    fn new(head: i32) -> Self {
+        Self { batches: VecDeque::new(), events: 0, bytes: 0, head }
+    }
+
+    /// Adds what was committed, in which seqs ascend by one.
+    fn push(&mut self, entries: Vec<Entry>) {
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
+        let (first, last) = (first.seq, last.seq);
+        if first != self.head + 1 {
+            // A hole would be a lie: begin anew behind it.
+            *self = Self::new(first - 1);
         }
-        while self.bytes > TAIL_BYTES || self.entries.len() > TAIL_EVENTS {
-            let Some(old) = self.entries.pop_front() else { break };
-            self.bytes -= old.data.len();
+        self.head = last;
+        let (events, bytes) = (entries.len(), entries.iter().map(|e| e.data.len()).sum());
+        self.events += events;
+        self.bytes += bytes;
+        self.batches.push_back(Batch { first, events, bytes, text: Text::Plain(entries) });
+        while self.bytes > TAIL_BYTES || self.events > TAIL_EVENTS {
+            let Some(old) = self.batches.pop_front() else { break };
+            self.events -= old.events;
+            self.bytes -= old.bytes;
         }
     }
 
-    fn glance(&self, after: i32) -> Glance {
+    /// One batch at a time: whoever is further behind asks again.
+    fn glance(&mut self, after: i32) -> Glance {
         if after >= self.head {
             return Glance::Nothing;
         }
-        let first = self.entries.front().map_or(i32::MAX, |entry| entry.seq);
-        if after + 1 < first {
-            return Glance::ReadStore;
+        let next = after + 1;
+        let above = self.batches.partition_point(|batch| batch.first <= next);
+        let batch = above.checked_sub(1).and_then(|index| self.batches.get_mut(index));
+        let page = batch.and_then(Batch::page).and_then(|page| page.behind(after));
+        page.map_or(Glance::ReadStore, Glance::Events)
+    }
+}
+
+impl Batch {
+    fn page(&mut self) -> Option<&Page> {
+        if let Text::Plain(entries) = &self.text {
+            self.text = Text::Framed(Page::of(entries)?);
         }
-        let skip = usize::try_from(after + 1 - first).unwrap_or(0);
-        Glance::Events(self.entries.range(skip..).cloned().collect())
+        match &self.text {
+            Text::Framed(page) => Some(page),
+            Text::Plain(_) => None,
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! - [`lane`]: one driven run's way into the journal: seqs, merging, the fence.
 //! - [`live`]: what this process knows of runs that somebody watches or drives: tails and wake-ups.
 //! - [`follow`]: a cursor over one run's log.
+//! - [`page`]: events as they stand in a stream, framed once; [`shelf`]: what was read a moment ago.
 //! - [`wake`]: words between nodes (look again); [`pulse`]: how this process does.
 //! - [`desk`]: where created runs meet free slots of this node's engine.
 //!
@@ -17,7 +18,9 @@ pub mod guest;
 pub mod journal;
 pub mod lane;
 pub mod live;
+pub mod page;
 pub mod pulse;
+pub mod shelf;
 pub mod wake;
 
 use std::sync::Arc;
@@ -152,7 +155,7 @@ impl Log {
                         // The tail begins here, so that a reader who comes at once finds it.
                         let watch = self.live.watch(record.row.run_id);
                         watch.begin_tail(0);
-                        watch.publish(record.first.as_slice());
+                        watch.publish(record.first.iter().cloned().collect());
                         let slot = kept.slot;
                         self.desk.hand_over(Handover { record: record.clone(), slot, watch });
                     }
@@ -163,7 +166,7 @@ impl Log {
         }
     }
 
-    /// The run as it is; one that ended a moment ago comes from memory.
+    /// The run as it is; one that has ended comes from memory if somebody asked for it a moment ago.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -172,11 +175,15 @@ impl Log {
         workspace_id: WorkspaceId,
         run_id: RunId,
     ) -> Result<Option<RunRecord>> {
-        if let Some(record) = self.live.ended(run_id) {
+        if let Some(record) = self.live.ended(run_id).or_else(|| self.live.shelf.run(run_id)) {
             let own = record.row.workspace_id == workspace_id;
             return Ok(own.then(|| RunRecord::clone(&record)));
         }
-        self.store.load_run(workspace_id, run_id).await
+        let record = self.store.load_run(workspace_id, run_id).await?;
+        if let Some(record) = &record {
+            self.live.shelf.keep_run(record);
+        }
+        Ok(record)
     }
 
     /// Asks the run to stop; one that has ended stays as it is.

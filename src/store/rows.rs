@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use sqlx::types::Uuid;
 
 use crate::domain::agent::{Agent, ManagedBy};
@@ -155,17 +156,46 @@ pub(super) const fn managed_by_code(managed_by: ManagedBy) -> i16 {
     }
 }
 
-/// An event of `run_facts` (which keeps its kind) or of `run_deltas` (whose text says it).
+/// An event of `run_facts`.
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] for a kind that this version does not know.
-pub(super) fn entry(seq: i32, kind: Option<i16>, data: String) -> Result<Entry> {
-    let event_type = match kind {
-        Some(code) => EventType::from_code(code).ok_or_else(|| corrupt("run_facts.kind", code))?,
-        None => Entry::type_of(data.as_bytes())
-            .ok_or_else(|| StoreError::Corrupt(format!("run_deltas.data at seq {seq}")))?,
-    };
+pub(super) fn entry(seq: i32, kind: i16, data: String) -> Result<Entry> {
+    let event_type = EventType::from_code(kind).ok_or_else(|| corrupt("run_facts.kind", kind))?;
     Ok(Entry { seq, event_type, data: data.into() })
+}
+
+/// A page of a log that came as one text: for each event its seq, its kind (nothing for a delta), the
+/// bytes of its text, and the text, with a blank behind each but the last. The events share its memory.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when it is no such text.
+pub(super) fn page(text: String) -> Result<Vec<Entry>> {
+    let text = Bytes::from(text);
+    let (mut entries, mut at) = (Vec::new(), 0);
+    while at < text.len() {
+        let entry = entry_at(&text, &mut at);
+        entries.push(entry.ok_or_else(|| corrupt("a page of a log, byte", at))?);
+    }
+    Ok(entries)
+}
+
+fn entry_at(text: &Bytes, at: &mut usize) -> Option<Entry> {
+    let mut word = || {
+        let rest = text.get(*at..)?;
+        let end = memchr::memchr(b' ', rest)?;
+        *at += end + 1;
+        std::str::from_utf8(rest.get(..end)?).ok()
+    };
+    let (seq, kind, length) = (word()?, word()?, word()?);
+    let end = at.checked_add(length.parse().ok()?).filter(|end| *end <= text.len())?;
+    let data = text.slice(*at..end);
+    let event_type = match kind {
+        "" => Entry::type_of(&data)?,
+        code => EventType::from_code(code.parse().ok()?)?,
+    };
+    *at = end;
+    Some(Entry { seq: seq.parse().ok()?, event_type, data })
 }
 
 /// The columns of `idempotency` that a replay needs.

@@ -144,10 +144,10 @@ async fn lock(lease: &mut Lease<'_>, write: &GuestWrite) -> Result<Option<Locked
     for row in &log {
         let (seq, kind, data): (Option<i32>, Option<i16>, Option<String>) =
             FromRow::from_row(row).map_err(failure::of_value)?;
-        match (seq, data) {
-            (Some(seq), Some(data)) => facts.push(rows::entry(seq, kind, data)?),
-            (Some(newest), None) => record.last_seq = record.last_seq.max(newest),
-            (None, _) => {}
+        match (seq, kind, data) {
+            (Some(seq), Some(kind), Some(data)) => facts.push(rows::entry(seq, kind, data)?),
+            (Some(newest), _, _) => record.last_seq = record.last_seq.max(newest),
+            (None, _, _) => {}
         }
     }
     facts.sort_unstable_by_key(|fact: &Entry| fact.seq);

@@ -8,49 +8,53 @@ use crate::store::{LogRange, Result, rows};
 
 use super::{PostgresStore, failure};
 
-/// Facts and deltas by their primary keys, each a page at most, and of those the page. A run with no
-/// event in the range has one row without a `seq`.
+/// Facts and deltas by their primary keys, each a page at most, and of those the page: one text
+/// (`rows::page`), for a row costs more than what is in it. No row: no run.
 macro_rules! read {
     ($order:literal) => {
         concat!(
             "\
-select e.seq, e.kind, e.data
+select (
+    select string_agg(
+        e.seq || ' ' || coalesce(e.kind::text, '') || ' ' || octet_length(e.data) || ' ' || e.data,
+        '' order by e.seq ",
+            $order,
+            "
+    )
+    from (
+        (
+            select f.seq, f.kind, f.data
+            from run_facts f
+            where f.run_id = $2
+            and f.seq > $3
+            and f.seq < $4
+            order by f.seq ",
+            $order,
+            "
+            limit $5
+        )
+        union all
+        (
+            select d.seq, null, d.data
+            from run_deltas d
+            where d.run_id = $2
+            and d.seq > $3
+            and d.seq < $4
+            order by d.seq ",
+            $order,
+            "
+            limit $5
+        )
+        order by seq ",
+            $order,
+            "
+        limit $5
+    ) e
+)
 from runs r
-left join lateral (
-    (
-        select f.seq, f.kind, f.data
-        from run_facts f
-        where f.run_id = $2
-        and f.seq > $3
-        and f.seq < $4
-        order by f.seq ",
-            $order,
-            "
-        limit $5
-    )
-    union all
-    (
-        select d.seq, null, d.data
-        from run_deltas d
-        where d.run_id = $2
-        and d.seq > $3
-        and d.seq < $4
-        order by d.seq ",
-            $order,
-            "
-        limit $5
-    )
-    order by seq ",
-            $order,
-            "
-    limit $5
-) e
-on true
 where r.workspace_id = $1
 and r.run_id = $2
-and r.deleted_at is null
-order by e.seq ",
-            $order
+and r.deleted_at is null"
         )
     };
 }
@@ -102,18 +106,9 @@ impl PostgresStore {
             .bind(range.limit);
         let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
         let found = lease.rows(query).await.map_err(failure::of_read)?;
-        if found.is_empty() {
-            return Ok(None);
-        }
-        let mut entries = Vec::with_capacity(found.len());
-        for row in &found {
-            let (seq, kind, data): (Option<i32>, Option<i16>, Option<String>) =
-                FromRow::from_row(row).map_err(failure::of_value)?;
-            if let (Some(seq), Some(data)) = (seq, data) {
-                entries.push(rows::entry(seq, kind, data)?);
-            }
-        }
-        Ok(Some(entries))
+        let Some(row) = found.first() else { return Ok(None) };
+        let page: Option<String> = row.try_get(0).map_err(failure::of_value)?;
+        rows::page(page.unwrap_or_default()).map(Some)
     }
 
     pub(super) async fn read_fact_rows(
@@ -130,7 +125,7 @@ impl PostgresStore {
             .map(|row| {
                 let (seq, kind, data): (i32, i16, String) =
                     FromRow::from_row(row).map_err(failure::of_value)?;
-                rows::entry(seq, Some(kind), data)
+                rows::entry(seq, kind, data)
             })
             .collect()
     }

@@ -402,7 +402,7 @@ fn entry(row: &PgRow, seq: &str, kind: &str, data: &str) -> Result<Option<Entry>
     let seq: Option<i32> = row.try_get(seq).map_err(failure::of_value)?;
     let Some(seq) = seq else { return Ok(None) };
     let kind: i16 = row.try_get(kind).map_err(failure::of_value)?;
-    rows::entry(seq, Some(kind), row.try_get(data).map_err(failure::of_value)?).map(Some)
+    rows::entry(seq, kind, row.try_get(data).map_err(failure::of_value)?).map(Some)
 }
 
 fn driveable(row: &PgRow) -> Result<Driveable> {
@@ -418,7 +418,7 @@ fn driveable(row: &PgRow) -> Result<Driveable> {
         .into_iter()
         .zip(kinds)
         .zip(texts)
-        .map(|((seq, kind), data)| rows::entry(seq, Some(kind), data))
+        .map(|((seq, kind), data)| rows::entry(seq, kind, data))
         .collect::<Result<_>>()?;
     Ok(Driveable { record, facts, log_bytes: rows::count(bytes)? })
 }

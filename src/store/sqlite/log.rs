@@ -12,8 +12,8 @@ use super::readers::Readers;
 use super::runs;
 use super::table::Table;
 
-/// By the unique index of `runs`; then facts and deltas by theirs, merged, up to the limit. The first
-/// row, without data, says that the run is there.
+/// By the unique index of `runs`; then facts and deltas by theirs, merged, up to the limit. The page is
+/// one text (`rows::page`): a row costs more than what is in it. No row: no run.
 macro_rules! read {
     ($order:literal) => {
         concat!(
@@ -25,27 +25,32 @@ with run as materialized (
     and r.run_id = ?2
     and r.deleted_at is null
 )
-select 0 as seq, null as kind, null as data
-from run
-union all
-select e.seq, e.kind, e.data
-from (
-    select f.seq, f.kind, f.data
-    from run_facts f
-    where f.run_no = (select run.run_no from run)
-    and f.seq > ?3
-    and f.seq < ?4
-    union all
-    select d.seq, null, d.data
-    from run_deltas d
-    where d.run_no = (select run.run_no from run)
-    and d.seq > ?3
-    and d.seq < ?4
-    order by 1 ",
+select (
+    select group_concat(
+        e.seq || ' ' || ifnull(e.kind, '') || ' ' || octet_length(e.data) || ' ' || e.data,
+        '' order by e.seq ",
             $order,
             "
-    limit ?5
-) e"
+    )
+    from (
+        select f.seq, f.kind, f.data
+        from run_facts f
+        where f.run_no = run.run_no
+        and f.seq > ?3
+        and f.seq < ?4
+        union all
+        select d.seq, null, d.data
+        from run_deltas d
+        where d.run_no = run.run_no
+        and d.seq > ?3
+        and d.seq < ?4
+        order by 1 ",
+            $order,
+            "
+        limit ?5
+    ) e
+)
+from run"
         )
     };
 }
@@ -100,18 +105,9 @@ pub(super) async fn read(
         .bind(range.above)
         .bind(range.below)
         .bind(range.limit);
-    let found = readers.all(query).await?;
-    let mut is_there = false;
-    let mut entries = Vec::with_capacity(found.len());
-    for row in found {
-        let (seq, kind, data): (i32, Option<i16>, Option<String>) =
-            FromRow::from_row(&row).map_err(failure::of)?;
-        match data {
-            Some(data) => entries.push(rows::entry(seq, kind, data)?),
-            None => is_there = true,
-        }
-    }
-    Ok(is_there.then_some(entries))
+    let Some(row) = readers.first(query).await? else { return Ok(None) };
+    let page: Option<String> = row.try_get(0).map_err(failure::of)?;
+    rows::page(page.unwrap_or_default()).map(Some)
 }
 
 /// The facts with a seq above `above`, up to `until`.
@@ -150,7 +146,7 @@ pub(super) async fn heads(readers: &Readers, run_ids: &[RunId]) -> Result<Vec<(R
 
 fn fact(row: &SqliteRow) -> Result<Entry> {
     let (seq, kind, data): (i32, i16, String) = FromRow::from_row(row).map_err(failure::of)?;
-    rows::entry(seq, Some(kind), data)
+    rows::entry(seq, kind, data)
 }
 
 /// For `plans.rs`.

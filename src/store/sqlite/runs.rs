@@ -135,7 +135,7 @@ fn joined(row: &SqliteRow, [seq, kind, data]: [&str; 3]) -> Result<Option<Entry>
     let Some(found) = found else { return Ok(None) };
     let seq = row.try_get(seq).map_err(failure::of)?;
     let kind = row.try_get(kind).map_err(failure::of)?;
-    rows::entry(seq, Some(kind), found).map(Some)
+    rows::entry(seq, kind, found).map(Some)
 }
 
 pub(super) async fn load_driveable(

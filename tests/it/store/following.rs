@@ -5,7 +5,7 @@ use std::time::Duration;
 use stepwell::clock::Clock;
 use stepwell::domain::event::Entry;
 use stepwell::domain::run::RunStatus;
-use stepwell::log::{Cursor, FollowError, Gap, Log, Next};
+use stepwell::log::{Cursor, Erased, FollowError, Gap, Log, Next};
 use stepwell::store::{GuestDecision, SharedStore};
 
 use super::fixtures::*;
@@ -14,6 +14,7 @@ use crate::support::databases::conformance;
 conformance!(
     a_reader_is_led_across_what_retention_took_and_loses_nothing_else,
     a_reader_of_a_run_that_is_deleted_hears_of_it,
+    readers_of_one_log_share_what_the_first_of_them_read,
 );
 
 /// A cursor of a process that drives nothing.
@@ -28,10 +29,9 @@ async fn steps(mut cursor: Cursor) -> Vec<(&'static str, i32, i32)> {
     loop {
         match cursor.next().await.unwrap() {
             Next::Gap(Gap { from_seq, to_seq }) => steps.push(("gap", from_seq, to_seq)),
-            Next::Events(events) => {
-                let (first, last) = (&events[0], &events[events.len() - 1]);
-                steps.push(("events", first.seq, last.seq));
-                if last.event_type.is_final() {
+            Next::Events(page) => {
+                steps.push(("events", page.first_seq(), page.last_seq()));
+                if page.ends() {
                     return steps;
                 }
             }
@@ -77,9 +77,42 @@ async fn a_reader_of_a_run_that_is_deleted_hears_of_it(store: SharedStore) {
     add_agent(&store, "a").await;
     create(&store, vec![driven_run(1)]).await;
     let mut cursor = follow(&store, 1, 0);
-    assert_eq!(cursor.next().await.unwrap(), Next::Events(vec![queued(run_id(1))]));
+    let Next::Events(page) = cursor.next().await.unwrap() else { panic!("a hole") };
+    assert_eq!((page.first_seq(), page.last_seq(), page.ends()), (1, 1, false));
     append_to(&store, 1, 1, vec![completed(run_id(1), 2)], Some(ends(2))).await;
     visit(&store, 1, None, GuestDecision::Erase { at: at(3) }).await.unwrap();
     let gone = cursor.next().await;
     assert!(matches!(gone, Err(FollowError::Gone)), "{gone:?}");
+}
+
+async fn readers_of_one_log_share_what_the_first_of_them_read(store: SharedStore) {
+    add_agent(&store, "a").await;
+    create(&store, vec![driven_run(1)]).await;
+    let mut entries: Vec<Entry> = (2..900).map(|seq| delta(run_id(1), seq, "word")).collect();
+    entries.push(completed(run_id(1), 900));
+    append_to(&store, 1, 1, entries, Some(ends(900))).await;
+    let (log, _handovers) = Log::new(store.clone(), Clock::system(), node(9), 0);
+    let read = async |after| {
+        let mut cursor = log.follow(HOME, run_id(1), after);
+        let mut pages = Vec::new();
+        loop {
+            let Next::Events(page) = cursor.next().await.unwrap() else { panic!("a hole") };
+            let ends = page.ends();
+            pages.push(page.bytes());
+            if ends {
+                return pages;
+            }
+        }
+    };
+    let first = read(0).await;
+    let second = read(0).await;
+    assert!(first.len() > 2 && first == second);
+    assert!(first.iter().zip(&second).all(|(a, b)| a.as_ptr() == b.as_ptr()), "read again");
+    // Whoever joins in the middle has the same bytes from there on.
+    let (whole, rest) = (first.concat(), read(450).await.concat());
+    assert!(whole.ends_with(&rest) && rest.starts_with(b"id: 451\n"));
+    // And nobody reads what was erased here.
+    assert_eq!(log.erase(HOME, run_id(1), None).await.unwrap(), Erased::Done);
+    assert!(matches!(log.follow(HOME, run_id(1), 0).next().await, Err(FollowError::Gone)));
+    assert_eq!(log.load_run(HOME, run_id(1)).await.unwrap(), None);
 }
