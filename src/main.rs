@@ -2,11 +2,17 @@
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
 use stepwell::cli::{self, Commands, Failure};
 use stepwell::config::Config;
 use stepwell::engine::Order;
 use stepwell::{api, server};
 use utoipa::openapi::OpenApi;
+
+/// Measured: a run costs a quarter to a third less processor time than with the system's allocator, for
+/// 3 MiB more at rest (`ARCHITECTURE.md`).
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// What the commands do, out of the rooms of the crate.
 struct Stepwell;

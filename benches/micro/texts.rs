@@ -4,7 +4,6 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use serde_json::json;
-use stepwell::log::page::Page;
 use stepwell::clock::Clock;
 use stepwell::domain::agent::AgentSettings;
 use stepwell::domain::decide::Ending;
@@ -18,6 +17,7 @@ use stepwell::domain::run::RunStatus;
 use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
 use stepwell::domain::write;
+use stepwell::log::page::Page;
 
 /// Events of one page of a stream that is read from the beginning.
 const PAGE: i32 = 500;

@@ -159,7 +159,10 @@ mod tests {
         for (key, value) in [(1, "one"), (2, "two"), (3, "three")] {
             board.put(key, value, 10);
         }
-        assert_eq!((board.get(&1), board.get(&3), board.get(&4)), (Some("one"), Some("three"), None));
+        assert_eq!(
+            (board.get(&1), board.get(&3), board.get(&4)),
+            (Some("one"), Some("three"), None)
+        );
         board.put(2, "again", 10);
         assert_eq!((board.get(&1), board.get(&2)), (Some("one"), Some("again")));
         board.put(4, "four", 10);

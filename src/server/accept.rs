@@ -9,14 +9,15 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::server::conn::{http1, http2};
 use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -56,6 +57,13 @@ const MAX_REFUSALS: usize = 256;
 /// How long telling it may take.
 const REFUSAL: Duration = Duration::from_secs(1);
 
+/// Requests that an HTTP/2 connection may have at the same time.
+const MAX_STREAMS: u32 = 250;
+/// How an HTTP/2 connection begins: enough of it.
+const PREFACE: &[u8] = b"PRI ";
+/// A pause before bytes are looked at again of which there were too few.
+const BYTE_BY_BYTE: Duration = Duration::from_millis(10);
+
 /// Listens at an address.
 ///
 /// # Errors
@@ -71,14 +79,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves `router` on `listener` until `tasks` stop; then lets open requests finish for a moment.
 pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Tasks) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // It runs through the silence before a head, too; a head alone is `Patient`'s affair.
-        .header_read_timeout(IDLE)
-        .max_buf_size(MAX_HEAD_BYTES);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
+    let protocols = Arc::new(Protocols::new());
     let connections = Tasks::new();
     let places = Places::new(edge.max_connections, edge.max_connections_per_address);
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
@@ -101,7 +102,7 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Ta
                 let limits = Limits { head: HEAD, stall: edge.stall };
                 let client = Client { stream, limits, place };
                 let stop = connections.token();
-                connections.spawn(connection(&builder, client, router.clone(), stop));
+                connections.spawn(connection(protocols.clone(), client, router.clone(), stop));
             }
             Err(full) => {
                 if let Ok(permit) = refusals.clone().try_acquire_owned() {
@@ -117,16 +118,42 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Ta
     }
 }
 
-fn connection(
-    builder: &Builder<TokioExecutor>,
+/// How each of the two protocols is spoken.
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+}
+
+impl Protocols {
+    fn new() -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            // It runs through the silence before a head, too; a head alone is `Patient`'s affair.
+            .header_read_timeout(IDLE)
+            .max_buf_size(MAX_HEAD_BYTES);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2.timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
+        Self { http1, http2 }
+    }
+}
+
+async fn connection(
+    protocols: Arc<Protocols>,
     client: Client,
     router: Router,
     stop: CancellationToken,
-) -> impl Future<Output = ()> + Send + 'static {
-    let Client { stream, limits, place } = client;
+) {
+    let Client { stream, limits, place: _place } = client;
+    let http2 = tokio::select! {
+        http2 = tokio::time::timeout(IDLE, speaks_http2(&stream)) => http2,
+        () = stop.cancelled() => return,
+    };
+    // Nobody there, or nobody who says anything.
+    let Ok(Ok(http2)) = http2 else { return };
     let phase = Phase::default();
     let requests = Requests::default();
-    let stream = Patient::new(stream, limits, phase.clone());
+    let stream = TokioIo::new(Patient::new(stream, limits, phase.clone()));
     let begun = requests.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
@@ -143,26 +170,55 @@ fn connection(
             Ok::<_, Infallible>(answer.map(|body| Whole { body, _answered: answered }))
         }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    async move {
-        let _place = place;
-        let mut connection = pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            // What is being answered ends as it should.
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-            () = requests.none_for(IDLE) => {
-                connection.as_mut().graceful_shutdown();
-                tokio::time::timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
-            }
-        };
-        // Clients that go away, or talk no HTTP, are no news.
-        if let Err(error) = ended {
-            tracing::trace!(error = %error, "a connection ended early");
+    let ended = if http2 {
+        let connection = protocols.http2.serve_connection(stream, service);
+        // On the heap, for it is much larger than the other, and rare.
+        Box::pin(to_its_end(connection, &requests, &stop)).await
+    } else {
+        to_its_end(protocols.http1.serve_connection(stream, service), &requests, &stop).await
+    };
+    // Clients that go away, or talk no HTTP, are no news.
+    if let Err(error) = ended {
+        tracing::trace!(error = %error, "a connection ended early");
+    }
+}
+
+async fn to_its_end<C: GracefulConnection>(
+    connection: C,
+    requests: &Requests,
+    stop: &CancellationToken,
+) -> Result<(), C::Error> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        // What is being answered ends as it should.
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
         }
+        () = requests.none_for(IDLE) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
+        }
+    }
+}
+
+/// Whether the client begins as HTTP/2 with prior knowledge does (RFC 9113, section 3.4): no method of
+/// HTTP/1 begins so. hyper-util could tell, too, but its way costs every connection a second buffer.
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    let began = Instant::now();
+    loop {
+        let seen = stream.peek(&mut first).await?;
+        let (seen, preface) = (first.get(..seen), PREFACE.get(..seen));
+        if seen != preface || seen == Some(PREFACE) {
+            return Ok(seen == Some(PREFACE));
+        }
+        // It closed, or its first bytes come one by one.
+        if seen.is_none_or(<[u8]>::is_empty) || began.elapsed() > HEAD {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        tokio::time::sleep(BYTE_BY_BYTE).await;
     }
 }
 
