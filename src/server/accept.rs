@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -59,8 +59,8 @@ const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Requests that an HTTP/2 connection may have at the same time.
 const MAX_STREAMS: u32 = 250;
-/// How an HTTP/2 connection begins: enough of it.
-const PREFACE: &[u8] = b"PRI ";
+/// How an HTTP/2 connection begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A pause before bytes are looked at again of which there were too few.
 const BYTE_BY_BYTE: Duration = Duration::from_millis(10);
 
@@ -146,7 +146,7 @@ async fn connection(
 ) {
     let Client { stream, limits, place: _place } = client;
     let http2 = tokio::select! {
-        http2 = tokio::time::timeout(IDLE, speaks_http2(&stream)) => http2,
+        http2 = tokio::time::timeout(HEAD, speaks_http2(&stream)) => http2,
         () = stop.cancelled() => return,
     };
     // Nobody there, or nobody who says anything.
@@ -207,17 +207,17 @@ async fn to_its_end<C: GracefulConnection>(
 /// HTTP/1 begins so. hyper-util could tell, too, but its way costs every connection a second buffer.
 async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut first = [0; PREFACE.len()];
-    let began = Instant::now();
     loop {
         let seen = stream.peek(&mut first).await?;
         let (seen, preface) = (first.get(..seen), PREFACE.get(..seen));
         if seen != preface || seen == Some(PREFACE) {
             return Ok(seen == Some(PREFACE));
         }
-        // It closed, or its first bytes come one by one.
-        if seen.is_none_or(<[u8]>::is_empty) || began.elapsed() > HEAD {
+        // It closed.
+        if seen.is_none_or(<[u8]>::is_empty) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        // Its first bytes come one by one.
         tokio::time::sleep(BYTE_BY_BYTE).await;
     }
 }
