@@ -40,7 +40,7 @@ impl Driver {
         let Some((_, call)) = self.call(call_id) else { return };
         let arguments = call.arguments.clone();
         let Some(definition) = self.plan.tool(&call.tool) else { return };
-        let tool = tools::find(definition, &self.engine.clock);
+        let Some(tool) = tools::find(definition, &self.engine.clock) else { return };
         let patience = Duration::from_secs(u64::from(definition.timeout_seconds()));
         let request = ToolCall { run_id: self.run_id(), call_id, arguments };
         let faith = self.faith.clone();

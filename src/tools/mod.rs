@@ -39,11 +39,15 @@ pub trait Tool: Send + Sync {
     async fn call(&self, call: ToolCall) -> Result<Value, String>;
 }
 
-/// The tool that a definition means.
-pub fn find(tool: &tool::Tool, clock: &Clock) -> Box<dyn Tool> {
+/// The tool that a definition means; `None` where somebody else makes the call.
+pub fn find(tool: &tool::Tool, clock: &Clock) -> Option<Box<dyn Tool>> {
     match tool {
         tool::Tool::Builtin(builtin) => {
-            Box::new(builtin::BuiltinTool::new(builtin.name, clock.clone()))
+            Some(Box::new(builtin::BuiltinTool::new(builtin.name, clock.clone())))
+        }
+        // Theirs to come: their agents are refused.
+        tool::Tool::Http(_) | tool::Tool::Client(_) | tool::Tool::Mcp(_) | tool::Tool::Agent(_) => {
+            None
         }
     }
 }
