@@ -12,6 +12,7 @@
 //! - Each request has a connection of its own. One that was used before may be closed by the other
 //!   side at the moment of sending, and then nobody could say whether the request arrived.
 //! - What comes back is bounded in bytes, and never decompressed.
+//! - A secret of the operator goes to its own hosts only, and is taken out of what comes back ([`Secrets`]).
 //!
 //! What this room must never do: connect to what it did not check, follow a redirect, decide whether a
 //! request may be repeated, or put a URL, a header or a body into a log or an error: they may hold secrets.
@@ -21,6 +22,7 @@
 
 mod departure;
 mod resolve;
+mod secrets;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,7 @@ pub use departure::{Departure, Left, Permit};
 pub use reqwest::Client;
 pub use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 pub use resolve::{Lookup, SystemLookup};
+pub use secrets::{HeaderError, Secret, Secrets};
 pub use send::{Answer, Failure, Request};
 
 use departure::AskBeforeSending;

@@ -1,16 +1,28 @@
 //! Where requests may go that a user or a model can aim, and which secrets they may carry: the rules.
 //!
 //! [`Destinations`] says it for URLs and for the addresses that names turn out to have; [`address`]
-//! knows which addresses are public. `crate::egress` holds every connection to it.
+//! knows which addresses are public; [`SecretRules`] says whom the operator's secrets are for.
+//! `crate::egress` holds every connection to all of it.
 
 pub mod address;
 mod network;
+mod secret;
 
 use std::net::IpAddr;
 
 use url::{Host, Url};
 
 pub use network::Network;
+pub use secret::{SecretFacts, SecretRefused, SecretRules, is_secret_name};
+
+/// All rules for outbound requests, for whoever stores an agent.
+#[derive(Debug, Clone, Default)]
+pub struct Outbound {
+    /// Where they may go.
+    pub destinations: Destinations,
+    /// Which secrets they may carry.
+    pub secrets: SecretRules,
+}
 
 /// What may be reached: the public internet by `https`, and what the operator has opened besides.
 #[derive(Debug, Clone, Default)]

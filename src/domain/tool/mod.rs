@@ -1,17 +1,24 @@
 //! Tools: what a model may ask for.
 
 mod builtin;
+mod headers;
 mod own;
+mod template;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use url::Url;
 use utoipa::ToSchema;
 
+use super::egress::Outbound;
+use super::ids::WorkspaceId;
 use super::problem::Problems;
 use super::schema::Schema;
 
 pub use builtin::{Builtin, BuiltinTool};
+pub use headers::{HeaderPart, header_parts};
 pub use own::{AgentTool, ClientTool, HttpMethod, HttpTool, McpTool};
+pub use template::UrlTemplate;
 
 /// Seconds that a call may take, for tools that do not say.
 const DEFAULT_TIMEOUT: u32 = 30;
@@ -173,11 +180,10 @@ impl Tool {
         );
         // Each goes as soon as its kind of tool is there.
         let missing = match self {
-            Self::Http(_) => Some("http"),
             Self::Client(_) => Some("client"),
             Self::Mcp(_) => Some("mcp"),
             Self::Agent(_) => Some("agent"),
-            Self::Builtin(_) => None,
+            Self::Http(_) | Self::Builtin(_) => None,
         };
         if let Some(kind) = missing {
             problems.add(format!("{pointer}/type"), format!("{kind} tools are not there yet"));
@@ -185,6 +191,12 @@ impl Tool {
         if self.requires_approval() {
             let place = format!("{pointer}/requires_approval");
             problems.add(place, "approvals are not there yet".to_owned());
+        }
+        if let Self::Http(tool) = self {
+            if let Err(why) = UrlTemplate::parse(&tool.url) {
+                problems.add(format!("{pointer}/url"), why);
+            }
+            headers::check_headers(&tool.headers, &format!("{pointer}/headers"), problems);
         }
         let Some(spec) = self.spec() else { return };
         problems.require(
@@ -194,6 +206,50 @@ impl Tool {
         );
         if let Err(message) = Schema::compile(&spec.parameters) {
             problems.add(format!("{pointer}/parameters"), message);
+        }
+    }
+}
+
+/// What is wrong with where tools reach.
+#[derive(Debug, Default)]
+pub struct OutboundProblems {
+    /// Places that must not be called.
+    pub destinations: Problems,
+    /// Secrets that must not be sent there.
+    pub secrets: Problems,
+}
+
+impl Tool {
+    /// Adds what the operator's rules have against where it reaches and what it sends there.
+    pub fn check_outbound(
+        &self,
+        pointer: &str,
+        outbound: &Outbound,
+        workspace_id: WorkspaceId,
+        problems: &mut OutboundProblems,
+    ) {
+        let (url, headers) = match self {
+            Self::Http(tool) => {
+                (UrlTemplate::parse(&tool.url).ok().map(|t| t.example().clone()), &tool.headers)
+            }
+            Self::Mcp(tool) => (Url::parse(&tool.url).ok(), &tool.headers),
+            Self::Client(_) | Self::Agent(_) | Self::Builtin(_) => return,
+        };
+        // What is no URL at all is for `check` to say.
+        let Some(url) = url else { return };
+        if let Err(refused) = outbound.destinations.check(&url) {
+            problems.destinations.add(format!("{pointer}/url"), refused.to_string());
+        }
+        let host = url.host_str().unwrap_or_default();
+        for (name, value) in headers {
+            for part in header_parts(value).into_iter().flatten() {
+                if let HeaderPart::Secret(secret) = part
+                    && let Err(refused) = outbound.secrets.check(secret, host, workspace_id)
+                {
+                    let place = format!("{pointer}/headers/{}", name.replace('/', "~1"));
+                    problems.secrets.add(place, refused.to_string());
+                }
+            }
         }
     }
 }
