@@ -23,11 +23,11 @@ pub use template::UrlTemplate;
 /// Seconds that a call may take, for tools that do not say.
 const DEFAULT_TIMEOUT: u32 = 30;
 /// Seconds that a call may take at most.
-const MAX_TIMEOUT: u32 = 600;
+pub const MAX_TIMEOUT: u32 = 600;
 /// Seconds that the caller has for a `client` tool, and anybody for an approval, if nobody says.
 const DEFAULT_WAIT: u32 = 86_400;
 /// The most that anybody has for an answer: 30 days.
-const MAX_WAIT: u32 = 30 * 86_400;
+pub const MAX_WAIT: u32 = 30 * 86_400;
 /// Bytes of a description: every model call pays for it.
 const MAX_DESCRIPTION: usize = 4_096;
 
