@@ -112,7 +112,22 @@ impl Secrets {
         text
     }
 
-    /// The same for every text in a JSON value, names of fields included.
+    /// The same for a text that was cut off somewhere: if that was in the middle of a secret, what is there
+    /// of it goes too.
+    pub fn redact_beginning(&self, text: &str) -> String {
+        let mut text = self.redact(text);
+        let begun = |(spelling, _): &(SecretString, String)| {
+            let spelling = spelling.expose_secret();
+            let is_there =
+                |end: &usize| spelling.get(..*end).is_some_and(|part| text.ends_with(part));
+            (1..spelling.len()).rev().find(is_there)
+        };
+        let begun = self.spellings.iter().filter_map(begun).max().unwrap_or_default();
+        text.truncate(text.len() - begun);
+        text
+    }
+
+    /// [`Secrets::redact`] for every text in a JSON value, names of fields included.
     pub fn redact_json(&self, value: Value) -> Value {
         match value {
             Value::String(text) => Value::String(self.redact(&text)),
@@ -131,11 +146,6 @@ impl Secrets {
             },
             Value::Null | Value::Bool(_) => value,
         }
-    }
-
-    /// Bytes of the longest spelling: what is cut off at a bound may end in the beginning of one.
-    pub fn longest(&self) -> usize {
-        self.spellings.first().map_or(0, |(text, _)| text.expose_secret().len())
     }
 }
 
@@ -222,6 +232,18 @@ mod tests {
             json!([{"[secret PART]": ["[secret CRM]", "[secret PART]", 5, null, true]}])
         );
         assert_eq!(secrets.redact("nothing"), "nothing");
+        for (text, redacted) in [
+            ("so far pa/ss \"w", "so far "),
+            ("so far pa/ss \\\"w", "so far "),
+            ("so far pa", "so far "),
+            ("pa/ss \"w0rd\"+x, pa/ss", "[secret CRM], "),
+            ("x1234567", ""),
+            ("12345678", "[secret PART]"),
+            ("nothin", "nothin"),
+            ("", ""),
+        ] {
+            assert_eq!(secrets.redact_beginning(text), redacted, "{text}");
+        }
         let shown = format!("{secrets:?}");
         assert!(shown.contains("CRM") && !shown.contains("pa/ss"), "{shown}");
     }

@@ -67,8 +67,8 @@ impl Http {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
-        let most_bytes = MAX_RESULT_BYTES + self.secrets.longest();
-        Ok(Request { method: self.definition.method, url, headers, body, most_bytes })
+        let method = self.definition.method;
+        Ok(Request { method, url, headers, body, most_bytes: MAX_RESULT_BYTES })
     }
 
     /// What an answer means.
@@ -92,8 +92,7 @@ impl Http {
         {
             return self.secrets.redact_json(value);
         }
-        // Secrets first: a cut could leave the beginning of one.
-        let text = self.secrets.redact(&String::from_utf8_lossy(&answer.body));
+        let text = self.text(answer);
         if answer.is_whole && text.len() <= MAX_RESULT_BYTES {
             return Value::String(text);
         }
@@ -101,8 +100,18 @@ impl Http {
         Value::String(format!("{kept}\n[cut: the answer is longer than {} bytes]", kept.len()))
     }
 
+    /// The body without secrets. Cut it later: a cut could leave the beginning of one.
+    fn text(&self, answer: &Answer) -> String {
+        let text = String::from_utf8_lossy(&answer.body);
+        if answer.is_whole {
+            self.secrets.redact(&text)
+        } else {
+            self.secrets.redact_beginning(&text)
+        }
+    }
+
     fn refusal(&self, answer: &Answer) -> String {
-        let text = self.secrets.redact(&String::from_utf8_lossy(&answer.body));
+        let text = self.text(answer);
         let status = answer.status;
         match beginning(text.trim(), MAX_TOLD) {
             "" => format!("The tool answered {status}."),
