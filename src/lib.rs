@@ -6,7 +6,7 @@
 //! 2. [`store`]: the memory: one trait over Postgres and SQLite, the only place with SQL.
 //! 3. [`log`]: the run log: group commit, lanes, guests, tails, cursors.
 //! 4. [`engine`]: the heartbeat: claims runs and drives them: decide → act → append.
-//! 5. [`models`] and [`tools`]: who thinks, and who acts.
+//! 5. [`models`] and [`tools`]: who thinks, and who acts; [`egress`]: the gate that tools go through.
 //! 6. [`app`]: what one can ask for, whatever the protocol.
 //! 7. [`api`]: our HTTP API and its description.
 //! 8. [`config`], [`cli`], [`telemetry`], [`server`]: settings, the command line, the log on stderr, and
@@ -19,6 +19,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod domain;
+pub mod egress;
 pub mod engine;
 pub mod log;
 pub mod models;

@@ -256,6 +256,7 @@ impl From<AppError> for ApiError {
             AppError::VersionConflict { .. } => ErrorCode::VersionConflict,
             AppError::RunActive { .. } => ErrorCode::RunActive,
             AppError::Invalid(_) => ErrorCode::ValidationFailed,
+            AppError::DestinationNotAllowed(_) => ErrorCode::DestinationNotAllowed,
             AppError::UnknownField { .. } => ErrorCode::UnknownField,
             AppError::KeyReused => ErrorCode::IdempotencyKeyReused,
             AppError::Contended => ErrorCode::Unavailable,

@@ -38,7 +38,7 @@ impl App {
     /// Creates an agent at version 1.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] and [`AppError::AlreadyExists`].
+    /// [`AppError::Invalid`], [`AppError::DestinationNotAllowed`] and [`AppError::AlreadyExists`].
     pub async fn create_agent(
         &self,
         caller: &Caller,
@@ -46,7 +46,7 @@ impl App {
         key: Option<&RequestKey>,
     ) -> Result<Answer<Agent>, AppError> {
         let NewAgent { agent_id, mut settings } = new;
-        self.check_settings(&mut settings)?;
+        self.check_settings(caller, &mut settings)?;
         let now = self.now();
         let agent = Agent {
             agent_id,
@@ -123,7 +123,7 @@ impl App {
     /// Changes an agent: the next version, unless nothing is different.
     ///
     /// # Errors
-    /// [`AppError::NotFound`], [`AppError::Invalid`], [`AppError::UnknownField`],
+    /// [`AppError::NotFound`], [`AppError::Invalid`], [`AppError::DestinationNotAllowed`], [`AppError::UnknownField`],
     /// [`AppError::ReadOnly`], [`AppError::AgentArchived`], [`AppError::VersionConflict`], and
     /// [`AppError::Contended`] when others keep winning.
     pub async fn patch_agent(
@@ -137,7 +137,7 @@ impl App {
         for _ in 0..MAX_RACES {
             let current = self.get_agent(caller, agent_id, None).await?;
             let mut settings = patched(&current.settings, &patch.patch)?;
-            self.check_settings(&mut settings)?;
+            self.check_settings(caller, &mut settings)?;
             changeable(&current)?;
             let conflict = AppError::VersionConflict { current: current.version };
             if patch.if_match.is_some_and(|version| version != current.version) {
@@ -187,9 +187,16 @@ impl App {
     }
 
     /// Checks settings and makes `model` a full name.
-    pub(super) fn check_settings(&self, settings: &mut AgentSettings) -> Result<(), AppError> {
+    pub(super) fn check_settings(
+        &self,
+        caller: &Caller,
+        settings: &mut AgentSettings,
+    ) -> Result<(), AppError> {
         settings.check(&self.catalogue).map_err(AppError::Invalid)?;
-        check_model(&settings.model, "/model").into_result().map_err(AppError::Invalid)
+        check_model(&settings.model, "/model").into_result().map_err(AppError::Invalid)?;
+        let found = settings.check_outbound(&self.outbound, caller.workspace_id);
+        found.destinations.into_result().map_err(AppError::DestinationNotAllowed)?;
+        found.secrets.into_result().map_err(AppError::Invalid)
     }
 
     /// The current version's successor, with the same settings.

@@ -39,7 +39,7 @@ impl App {
     pub async fn sync_config(&self, declared: Vec<NewAgent>) -> Result<(), SyncError> {
         let mut agents = Vec::with_capacity(declared.len());
         for NewAgent { agent_id, mut settings } in declared {
-            match self.check_settings(&mut settings) {
+            match self.check_settings(&Caller::open(), &mut settings) {
                 Ok(()) => agents.push((agent_id, settings)),
                 Err(source) => return Err(SyncError::Agent { agent_id, source }),
             }

@@ -41,6 +41,9 @@ pub enum AppError {
     /// Values that are not allowed.
     #[error("{0}")]
     Invalid(Problems),
+    /// Places that a tool must not call.
+    #[error("{0}")]
+    DestinationNotAllowed(Problems),
     /// A field that is not known.
     #[error("The field {field:?} is not known.")]
     UnknownField {
@@ -80,7 +83,9 @@ impl AppError {
     /// What a program may want to know beside the kind of error.
     pub fn details(&self) -> Map<String, Value> {
         let details = match self {
-            Self::Invalid(problems) => json!({ "errors": problems.clone().into_vec() }),
+            Self::Invalid(problems) | Self::DestinationNotAllowed(problems) => {
+                json!({ "errors": problems.clone().into_vec() })
+            }
             Self::UnknownField { pointer, field } => json!({ "pointer": pointer, "field": field }),
             Self::VersionConflict { current } => json!({ "current_version": current }),
             Self::RunActive { run_id, status } => json!({ "run_id": run_id, "status": status }),

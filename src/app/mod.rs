@@ -30,6 +30,7 @@ pub mod view;
 use std::sync::Arc;
 
 use crate::clock::Clock;
+use crate::domain::egress::Outbound;
 use crate::domain::model::Catalogue;
 use crate::domain::time::Timestamp;
 use crate::log::Log;
@@ -44,17 +45,20 @@ pub use view::Links;
 pub struct App {
     log: Log,
     catalogue: Arc<Catalogue>,
+    outbound: Outbound,
     links: Links,
     current: current::CurrentAgents,
     durations: estimate::Durations,
 }
 
 impl App {
-    /// The use cases over a log, for the models that the operator configured.
-    pub fn new(log: Log, catalogue: Arc<Catalogue>, links: Links) -> Self {
+    /// The use cases over a log, for the models that the operator configured and the places that tools
+    /// may reach.
+    pub fn new(log: Log, catalogue: Arc<Catalogue>, outbound: Outbound, links: Links) -> Self {
         Self {
             log,
             catalogue,
+            outbound,
             links,
             current: current::CurrentAgents::default(),
             durations: estimate::Durations::default(),

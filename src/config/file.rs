@@ -9,6 +9,7 @@ use crate::domain::agent::AgentSettings;
 use crate::domain::ids::AgentId;
 
 use super::edge::EdgeSection;
+use super::outbound::{EgressSection, SecretSection};
 use super::{ConfigError, LogFormat};
 
 /// The whole file. Every key may be left out.
@@ -24,6 +25,8 @@ pub struct File {
     pub(super) agents: BTreeMap<AgentId, AgentSettings>,
     pub(super) cors: Cors,
     pub(super) edge: EdgeSection,
+    pub(super) egress: EgressSection,
+    pub(super) secrets: BTreeMap<String, SecretSection>,
     pub(super) unsafe_durability: Option<bool>,
     pub(super) log: Log,
     pub(super) retention: Retention,

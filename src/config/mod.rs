@@ -2,8 +2,8 @@
 //! checked, and its secrets do not show in `{:?}`.
 //!
 //! A setting comes from, in this order: its flag, its `STEPWELL_*` variable, `stepwell.yaml`, its
-//! default. Whole tables (providers, agents) are in the file only. Keys of providers and the admin
-//! key are in the environment only, so that the file can be committed.
+//! default. Whole tables (providers, agents, secrets) are in the file only. Keys of providers, secrets and
+//! the admin key are in the environment only, so that the file can be committed.
 //!
 //! What this room must never do: let an unknown or senseless setting pass, print a secret, or be read
 //! anywhere but in `cli` and `server`: every other room gets what it needs as an argument.
@@ -17,6 +17,7 @@ mod edge;
 mod file;
 mod flags;
 mod inherited;
+mod outbound;
 mod providers;
 #[cfg(test)]
 mod tests;
@@ -31,9 +32,11 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::domain::agent::AgentSettings;
-use crate::domain::ids::AgentId;
+use crate::domain::egress::{Destinations, Outbound};
+use crate::domain::ids::{AgentId, WorkspaceId};
 use crate::domain::model::{BUILTIN, Catalogue, ProviderFacts};
 use crate::domain::retention::Retention;
+use crate::egress::Secrets;
 use crate::models::ProviderSettings;
 
 pub use address::DatabaseUrl;
@@ -133,6 +136,10 @@ pub struct Config {
     pub log: LogConfig,
     /// How long logs are kept.
     pub retention: Retention,
+    /// What tools may reach.
+    pub destinations: Destinations,
+    /// What tools may send in their headers.
+    pub secrets: Secrets,
     /// The agents that the file declares, checked, and `demo`, in the order of their ids.
     pub agents: Vec<(AgentId, AgentSettings)>,
     /// What is odd, but no reason not to start; to be logged.
@@ -202,7 +209,11 @@ impl Config {
         let (providers, mut catalogue) = providers::read(file.providers, around, &mut warnings)?;
         catalogue.default_provider = present(flags.default_provider).or(file.default_provider);
         check_default_provider(&catalogue)?;
-        let agents = agents(file.agents, &catalogue)?;
+        let destinations = outbound::destinations(&file.egress)?;
+        let secrets = outbound::secrets(file.secrets, around)?;
+        let outbound =
+            Outbound { destinations: destinations.clone(), secrets: secrets.rules().clone() };
+        let agents = agents(file.agents, &catalogue, &outbound)?;
 
         let max_concurrent_runs = flags
             .max_concurrent_runs
@@ -238,6 +249,8 @@ impl Config {
                 run_days: days("retention.run_days", file.retention.run_days)?,
                 delta_days: days("retention.delta_days", file.retention.delta_days)?,
             },
+            destinations,
+            secrets,
             agents,
             warnings,
             inherited,
@@ -249,6 +262,12 @@ impl Config {
     /// What the domain knows of the providers: names, prices, sizes; no keys and no addresses.
     pub fn catalogue(&self) -> Catalogue {
         self.catalogue.clone()
+    }
+
+    /// What the domain knows of where tools may reach, and of the secrets; no values.
+    pub fn outbound(&self) -> Outbound {
+        let (destinations, secrets) = (self.destinations.clone(), self.secrets.rules().clone());
+        Outbound { destinations, secrets }
     }
 
     /// The providers to call, in the order of their names; without `builtin`, which is not called.
@@ -323,12 +342,19 @@ fn check_default_provider(catalogue: &Catalogue) -> Result<(), ConfigError> {
 fn agents(
     declared: BTreeMap<AgentId, AgentSettings>,
     catalogue: &Catalogue,
+    outbound: &Outbound,
 ) -> Result<Vec<(AgentId, AgentSettings)>, ConfigError> {
     let mut agents = declared;
     demo::add(&mut agents);
     for (agent_id, settings) in &mut agents {
         settings
             .check(catalogue)
+            .map_err(|problems| invalid(format!("agents.{agent_id}"), problems.to_string()))?;
+        let mut found = settings.check_outbound(outbound, WorkspaceId::DEFAULT);
+        found.destinations.extend(found.secrets);
+        found
+            .destinations
+            .into_result()
             .map_err(|problems| invalid(format!("agents.{agent_id}"), problems.to_string()))?;
     }
     Ok(agents.into_iter().collect())

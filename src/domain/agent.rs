@@ -6,14 +6,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::ids::AgentId;
+use super::egress::Outbound;
+use super::ids::{AgentId, WorkspaceId};
 use super::limits;
 use super::model::{Catalogue, ReasoningEffort, ToolChoice};
 use super::money::Usd;
 use super::problem::Problems;
 use super::schema::Schema;
 use super::time::Timestamp;
-use super::tool::Tool;
+use super::tool::{OutboundProblems, Tool};
 use super::usage::Usage;
 
 /// What an agent is: everything that makes a version.
@@ -229,6 +230,21 @@ impl AgentSettings {
         check_metadata(&self.metadata, "/metadata", p);
         check_script(&self.script, p);
         problems.into_result()
+    }
+}
+
+impl AgentSettings {
+    /// What the operator's rules have against where its tools reach, with pointers into the settings.
+    pub fn check_outbound(
+        &self,
+        outbound: &Outbound,
+        workspace_id: WorkspaceId,
+    ) -> OutboundProblems {
+        let mut problems = OutboundProblems::default();
+        for (i, tool) in self.tools.iter().enumerate() {
+            tool.check_outbound(&format!("/tools/{i}"), outbound, workspace_id, &mut problems);
+        }
+        problems
     }
 }
 

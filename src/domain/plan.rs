@@ -34,7 +34,7 @@ impl Plan {
         let price = model.as_ref().and_then(|model| catalogue.price(model));
         let output = settings.output_schema.as_ref().and_then(|s| Schema::compile(s).ok());
         let compile = |tool: &Tool| {
-            let schema = Schema::compile(&tool.spec().parameters).ok()?;
+            let schema = Schema::compile(&tool.spec()?.parameters).ok()?;
             Some((tool.name().to_owned(), schema))
         };
         let arguments = settings.tools.iter().filter_map(compile).collect();

@@ -18,7 +18,7 @@ pub fn request(folded: &Folded, plan: &Plan, step: i32, attempt: i32) -> ModelRe
     ModelRequest {
         model: plan.model.as_ref().map(|model| model.model.clone()).unwrap_or_default(),
         turns: turns(folded, plan, step),
-        tools: settings.tools.iter().map(super::tool::Tool::spec).collect(),
+        tools: settings.tools.iter().filter_map(super::tool::Tool::spec).collect(),
         // Forced for ever, a model could never give its final answer.
         tool_choice: match settings.tool_choice {
             ToolChoice::Required if called_before => ToolChoice::Auto,
@@ -145,10 +145,8 @@ pub fn bytes(turns: &[Turn], plan: &Plan) -> usize {
         .settings
         .tools
         .iter()
-        .map(|tool| {
-            let spec = tool.spec();
-            spec.name.len() + spec.description.len() + spec.parameters.to_string().len()
-        })
+        .filter_map(super::tool::Tool::spec)
+        .map(|spec| spec.name.len() + spec.description.len() + spec.parameters.to_string().len())
         .sum();
     said + tools
 }

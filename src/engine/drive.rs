@@ -55,11 +55,14 @@ pub(super) struct Driver {
 pub(super) type Calls = JoinSet<(CallId, Made)>;
 
 /// What became of a call.
+#[derive(Debug, PartialEq)]
 pub(super) enum Made {
     /// The tool answered, or failed.
     Answered(Result<Value, String>),
+    /// It was sent, must not be sent again, and nobody can say what became of it.
+    Unknown,
     /// It was not made: this node may not act at the moment.
-    NotMade,
+    Withheld,
 }
 
 /// Why a driver does not simply go on.

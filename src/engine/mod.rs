@@ -5,7 +5,7 @@
 //! - [`claim`]: from a due run to a driver in a slot.
 //! - [`drive`]: one run: decide → act → append, until it ends, parks or is lost.
 //! - [`isolate`]: runs that may take their process down get one of their own; [`alone`] is its side.
-//! - [`call_model`] and [`call_tools`]: the two ways to act.
+//! - [`call_model`] and [`call_tools`]: the two ways to act; [`attempts`]: when a call is tried again.
 //! - [`housekeeping`]: what is old goes.
 //! - [`plans`]: what runs were told to do, ready for use.
 //!
@@ -13,6 +13,7 @@
 //! keep anything that a restart would miss, or let one run's failure touch another.
 
 mod alone;
+mod attempts;
 mod call_model;
 mod call_tools;
 mod claim;
@@ -44,6 +45,7 @@ use crate::log::live::Watched;
 use crate::models::Models;
 use crate::shutdown::Tasks;
 use crate::store::StoreError;
+use crate::tools::Tools;
 
 use housekeeping::Housekeeping;
 pub use isolate::{ChildCommand, Order};
@@ -56,6 +58,8 @@ pub struct Parts {
     pub models: Arc<Models>,
     /// Their names and prices.
     pub catalogue: Arc<Catalogue>,
+    /// The tools.
+    pub tools: Tools,
     /// Slots: runs that are driven at the same time. 0: this node only answers the API.
     pub slots: usize,
     /// How a process for a single run is started. `None`: this is one.
@@ -69,6 +73,7 @@ pub struct Engine {
     log: Log,
     clock: Clock,
     models: Arc<Models>,
+    tools: Tools,
     plans: plans::Plans,
     slots: usize,
     housekeeping: Housekeeping,
@@ -113,6 +118,7 @@ impl Engine {
             plans: plans::Plans::new(parts.log.store.clone(), parts.catalogue),
             log: parts.log,
             models: parts.models,
+            tools: parts.tools,
             slots: parts.slots,
             drivers: Mutex::default(),
             isolation: isolate::Isolation::new(parts.child),

@@ -10,6 +10,7 @@ use tokio::process::Command;
 
 use crate::clock::Clock;
 use crate::domain::agent::{Agent, ManagedBy};
+use crate::domain::egress::Destinations;
 use crate::domain::event::{Event, RunQueued};
 use crate::domain::ids::{NodeId, RunId, WorkspaceId};
 use crate::domain::limits;
@@ -20,11 +21,13 @@ use crate::domain::retry::ModelFailure;
 use crate::domain::run::{RunConfig, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Usage;
+use crate::egress::{Gate, Secrets};
 use crate::log::Log;
 use crate::models::{Model, Models, Show};
 use crate::shutdown::Tasks;
 use crate::store::sqlite::{Options, SqliteStore};
 use crate::store::{Batch, NewRun, RunBody, RunRecord, RunRow, SharedStore};
+use crate::tools::Tools;
 
 use super::{ChildCommand, Engine, Parts};
 
@@ -149,6 +152,11 @@ impl Stage {
             log: log.clone(),
             models: Arc::new(Models::only("panics", Arc::new(Panics))),
             catalogue: Arc::new(Catalogue::default()),
+            tools: Tools::new(
+                self.clock.clone(),
+                Gate::new(Destinations::default()),
+                Secrets::default(),
+            ),
             slots,
             child,
             retention: Retention { run_days: 30, delta_days: 30 },

@@ -16,7 +16,7 @@ use crate::log::Log;
 use crate::models::Models;
 use crate::shutdown::Tasks;
 
-use super::{StartError, any_signal, doing, drain, open};
+use super::{StartError, any_signal, doing, drain, open, tools};
 
 /// Memory that a child may have for data, in bytes. A run needs a few megabytes; a run that needs more
 /// than this took its servers down by it, and must not take its neighbours' machine down.
@@ -65,6 +65,7 @@ pub async fn drive_one(config: Config, order: Order) -> Result<(), StartError> {
         log,
         models: Arc::new(models),
         catalogue: Arc::new(config.catalogue()),
+        tools: tools(&config),
         slots: 1,
         child: None,
         retention: config.retention,

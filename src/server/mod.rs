@@ -21,11 +21,13 @@ use crate::app::{App, Links};
 use crate::clock::Clock;
 use crate::config::{Config, Edge};
 use crate::domain::ids::NodeId;
+use crate::egress::Gate;
 use crate::engine::{Engine, Parts};
 use crate::log::Log;
 use crate::models::Models;
 use crate::shutdown::Tasks;
 use crate::store::{self, OpenOptions, SharedStore, StoreError};
+use crate::tools::Tools;
 
 pub use isolated::drive_one;
 
@@ -95,6 +97,11 @@ async fn open(config: &Config, lent: bool) -> Result<SharedStore, StartError> {
     store::open(config.database_url.expose(), options).await.map_err(doing("opening the database"))
 }
 
+/// What tools are called with.
+fn tools(config: &Config) -> Tools {
+    Tools::new(Clock::system(), Gate::new(config.destinations.clone()), config.secrets.clone())
+}
+
 /// Brings the database's schema up to date.
 ///
 /// # Errors
@@ -143,13 +150,15 @@ impl Server {
             log: log.clone(),
             models,
             catalogue: catalogue.clone(),
+            tools: tools(&config),
             slots,
             child: Some(isolated::command(&config)?),
             retention: config.retention,
         });
         engine.start(handovers, &work).await.map_err(doing("starting the engine"))?;
 
-        let app = App::new(log, catalogue, Links::new(config.public_url.as_deref()));
+        let app =
+            App::new(log, catalogue, config.outbound(), Links::new(config.public_url.as_deref()));
         let declared = config.agents.iter().cloned();
         let declared = declared.map(|(agent_id, settings)| NewAgent { agent_id, settings });
         app.sync_config(declared.collect()).await.map_err(StartError::Agents)?;

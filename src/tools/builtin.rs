@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::clock::Clock;
 use crate::domain::tool::Builtin;
 
-use super::{Tool, ToolCall};
+use super::{Outcome, Tool, ToolCall};
 
 /// `current_time`, `echo` or `sleep`.
 pub struct BuiltinTool {
@@ -25,15 +25,15 @@ impl BuiltinTool {
 
 #[async_trait]
 impl Tool for BuiltinTool {
-    async fn call(&self, call: ToolCall) -> Result<Value, String> {
-        match self.which {
-            Builtin::CurrentTime => Ok(json!({"utc": self.clock.now()})),
-            Builtin::Echo => Ok(call.arguments.get("text").cloned().unwrap_or_default()),
+    async fn call(&self, call: ToolCall) -> Outcome {
+        Outcome::Completed(match self.which {
+            Builtin::CurrentTime => json!({"utc": self.clock.now()}),
+            Builtin::Echo => call.arguments.get("text").cloned().unwrap_or_default(),
             Builtin::Sleep => {
                 let seconds = call.arguments.get("seconds").and_then(Value::as_f64).unwrap_or(0.0);
                 tokio::time::sleep(Duration::from_secs_f64(seconds.clamp(0.0, 600.0))).await;
-                Ok(json!({"slept_seconds": seconds}))
+                json!({"slept_seconds": seconds})
             }
-        }
+        })
     }
 }

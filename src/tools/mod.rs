@@ -1,49 +1,101 @@
 //! WHO ACTS. What a model may call.
 //!
-//! A [`Tool`] makes one attempt at one call and returns its result or why it failed, in words for the
-//! model. Arguments were checked against the tool's schema before, and `tool_call.started` is
-//! durable before [`Tool::call`] is polled. Dropping the future abandons the call.
+//! A [`Tool`] makes one attempt at one call and says what came of it, in words for the model.
+//! Arguments were checked against the tool's schema before, and `tool_call.started` is durable
+//! before [`Tool::call`] is polled. Dropping the future abandons the call. Whether a call is tried
+//! again is the engine's to say, by what its tool declared that it does to the world.
 //!
-//! What this room must never do: call anything whose start is not durable, retry what must not be
-//! repeated, or reach a host that a user or a model named except through `egress`.
+//! What this room must never do: call anything whose start is not durable, repeat a call, reach a host
+//! that a user or a model named except through `egress`, or let a secret into an [`Outcome`].
 //!
-//! To add a kind of tool: a variant in `domain::tool::Tool`, a file here, and its line in [`find`].
+//! To add a kind of tool: a variant in `domain::tool::Tool`, a file here, and its line in
+//! [`Tools::find`].
 
 mod builtin;
+mod http;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::clock::Clock;
-use crate::domain::ids::{CallId, RunId};
+use crate::domain::ids::{CallId, RunId, WorkspaceId};
 use crate::domain::tool;
+use crate::egress::{Gate, Secrets};
 
-/// One call of a tool.
-#[derive(Debug, Clone)]
+pub use crate::egress::{Departure, Left};
+
+/// One attempt at a call of a tool.
+#[derive(Clone)]
 pub struct ToolCall {
     /// The run that makes it.
     pub run_id: RunId,
+    /// Whose run that is.
+    pub workspace_id: WorkspaceId,
     /// Its id; the same on every attempt.
     pub call_id: CallId,
     /// Its arguments: an object that fits the tool's schema.
     pub arguments: Value,
+    /// For tools that send something: to be asked right before it is sent, and told.
+    pub departure: Arc<Departure>,
+}
+
+/// What came of an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The tool did it.
+    Completed(Value),
+    /// The tool did not do it, and trying again would not help; why.
+    Failed(String),
+    /// The tool says that it cannot at the moment; why, and how long it asks to be left alone.
+    Busy(String, Option<Duration>),
+    /// Nothing was sent, since there was nobody to send it to; why.
+    NotSent(String),
+    /// Nothing was sent, since this process may not act at the moment.
+    Withheld,
+    /// It was sent, or may have been, and nobody can say what became of it; what happened instead.
+    Unknown(String),
 }
 
 /// Something that can be called.
 #[async_trait]
 pub trait Tool: Send + Sync {
     /// Makes one attempt at a call.
-    ///
-    /// # Errors
-    /// Why it failed, in words for the model.
-    async fn call(&self, call: ToolCall) -> Result<Value, String>;
+    async fn call(&self, call: ToolCall) -> Outcome;
+
+    /// Attempts at one call, the first included, if its effect allows for more than one.
+    fn attempts(&self) -> u32 {
+        1
+    }
 }
 
-/// The tool that a definition means.
-pub fn find(tool: &tool::Tool, clock: &Clock) -> Box<dyn Tool> {
-    match tool {
-        tool::Tool::Builtin(builtin) => {
-            Box::new(builtin::BuiltinTool::new(builtin.name, clock.clone()))
+/// What tools need to be called. Shared behind an `Arc`.
+pub struct Tools {
+    clock: Clock,
+    gate: Arc<Gate>,
+    secrets: Arc<Secrets>,
+}
+
+impl Tools {
+    /// Tools with these means.
+    pub fn new(clock: Clock, gate: Gate, secrets: Secrets) -> Self {
+        Self { clock, gate: Arc::new(gate), secrets: Arc::new(secrets) }
+    }
+
+    /// The tool that a definition means; `None` where somebody else makes the call.
+    pub fn find(&self, tool: &tool::Tool) -> Option<Box<dyn Tool>> {
+        match tool {
+            tool::Tool::Builtin(builtin) => {
+                Some(Box::new(builtin::BuiltinTool::new(builtin.name, self.clock.clone())))
+            }
+            tool::Tool::Http(http) => {
+                let (gate, secrets) = (self.gate.clone(), self.secrets.clone());
+                Some(Box::new(http::Http::new(http.clone(), gate, secrets)))
+            }
+            // Theirs to come: their agents are refused.
+            tool::Tool::Client(_) | tool::Tool::Mcp(_) | tool::Tool::Agent(_) => None,
         }
     }
 }

@@ -29,3 +29,5 @@ mod store;
 mod store_pg;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tools;

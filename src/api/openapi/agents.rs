@@ -10,6 +10,7 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::app::reading;
 use crate::domain::agent::{Agent, AgentSettings};
 use crate::domain::ids::AgentId;
+use crate::domain::tool::{MAX_TIMEOUT, MAX_WAIT, Tool};
 
 /// The body of `POST /v1/agents`: `agent_id` and the settings, in one object.
 pub struct CreateAgentRequest;
@@ -97,13 +98,39 @@ pub fn make_flat(components: &mut Components) {
     if let Some(RefOr::T(Schema::Object(config))) = components.schemas.get_mut("RunConfig") {
         set_bounds(config);
     }
-    if let Some(RefOr::T(Schema::Object(tool))) = components.schemas.get_mut("BuiltinTool")
-        && let Some(RefOr::T(Schema::Object(field))) = tool.properties.get_mut("timeout_seconds")
-    {
-        field.minimum = Some(1_usize.into());
-        field.maximum = Some(600_usize.into());
-        field.default = Some(json!(30));
+    for (name, bare) in bare_tools() {
+        if let Some(RefOr::T(Schema::Object(tool))) = components.schemas.get_mut(name) {
+            set_tool_bounds(tool, name, &bare);
+        }
     }
+}
+
+/// One tool of each kind that says nothing but what it must, by its schema.
+fn bare_tools() -> [(&'static str, Value); 5] {
+    [
+        ("HttpTool", json!({"type": "http", "name": "t", "url": "https://example.com"})),
+        ("ClientTool", json!({"type": "client", "name": "t"})),
+        ("McpTool", json!({"type": "mcp", "name": "t", "url": "https://example.com"})),
+        ("AgentTool", json!({"type": "agent", "name": "t", "agent_id": "a"})),
+        ("BuiltinTool", json!({"type": "builtin", "name": "echo"})),
+    ]
+}
+
+/// The bounds that `Tool::check` keeps, and the defaults that serde fills in.
+fn set_tool_bounds(tool: &mut Object, name: &str, bare: &Value) {
+    let longest = if name == "ClientTool" { MAX_WAIT } else { MAX_TIMEOUT };
+    for (field, maximum) in [("timeout_seconds", longest), ("approval_timeout_seconds", MAX_WAIT)] {
+        if let Some(RefOr::T(Schema::Object(field))) = tool.properties.get_mut(field) {
+            field.minimum = Some(1_usize.into());
+            field.maximum = Some((maximum as usize).into());
+        }
+    }
+    let whole = reading::read::<Tool>(bare.clone()).ok();
+    let Some(Value::Object(whole)) = whole.and_then(|tool| serde_json::to_value(tool).ok()) else {
+        return;
+    };
+    let defaults = whole.into_iter().filter(|(name, _)| bare.get(name).is_none());
+    fill_in(tool, defaults);
 }
 
 /// The settings as the derive describes them, with the bounds that `AgentSettings::check` keeps.
@@ -139,10 +166,11 @@ fn set_defaults(object: &mut Object) {
     let Some(Value::Object(defaults)) = bare.ok().and_then(|s| serde_json::to_value(s).ok()) else {
         return;
     };
-    for (name, default) in defaults {
-        if name == "model" || default.is_null() {
-            continue;
-        }
+    fill_in(object, defaults.into_iter().filter(|(name, _)| name != "model"));
+}
+
+fn fill_in(object: &mut Object, defaults: impl Iterator<Item = (String, Value)>) {
+    for (name, default) in defaults.filter(|(_, default)| !default.is_null()) {
         match object.properties.get_mut(&name) {
             Some(RefOr::T(Schema::Object(field))) => field.default = Some(default),
             Some(RefOr::T(Schema::Array(field))) => field.default = Some(default),

@@ -129,6 +129,7 @@ fn tools_and_parts_are_told_apart_by_their_type() {
     let schemas = &spec["components"]["schemas"];
     for (union, tag, name) in [
         ("Tool", "builtin", "BuiltinTool"),
+        ("Tool", "http", "HttpTool"),
         ("Part", "text", "TextPart"),
         ("Part", "data", "DataPart"),
     ] {
@@ -138,4 +139,26 @@ fn tools_and_parts_are_told_apart_by_their_type() {
         let required = schemas[name]["required"].as_array().unwrap();
         assert!(required.iter().any(|field| field == "type"), "{name}");
     }
+}
+
+#[test]
+fn tools_tell_their_bounds_and_their_defaults() {
+    let spec = spec();
+    for (name, field, bound, default) in [
+        ("BuiltinTool", "timeout_seconds", 600, 30),
+        ("HttpTool", "timeout_seconds", 600, 30),
+        ("McpTool", "timeout_seconds", 600, 30),
+        ("AgentTool", "timeout_seconds", 600, 30),
+        ("ClientTool", "timeout_seconds", 2_592_000, 86_400),
+        ("HttpTool", "approval_timeout_seconds", 2_592_000, 86_400),
+    ] {
+        let field = &spec["components"]["schemas"][name]["properties"][field];
+        assert_eq!((&field["minimum"], &field["maximum"]), (&1.into(), &bound.into()), "{name}");
+        assert_eq!(field["default"], default, "{name}");
+    }
+    let http = &spec["components"]["schemas"]["HttpTool"]["properties"];
+    assert_eq!(
+        (&http["effect"]["default"], &http["method"]["default"]),
+        (&"once".into(), &"POST".into())
+    );
 }

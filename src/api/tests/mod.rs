@@ -15,6 +15,7 @@ use super::streams::{StreamLimits, Streams};
 use super::{AdminKey, ApiState, router};
 use crate::app::{App, Links};
 use crate::clock::Clock;
+use crate::domain::egress::Outbound;
 use crate::domain::model::Catalogue;
 use crate::log::Log;
 use crate::shutdown::Tasks;
@@ -26,7 +27,12 @@ fn state() -> ApiState {
     let node_id = crate::domain::ids::NodeId::from_uuid(clock.uuid());
     let (log, _) = Log::new(down::store(), clock, node_id, 0);
     ApiState {
-        app: Arc::new(App::new(log, Arc::new(Catalogue::default()), Links::default())),
+        app: Arc::new(App::new(
+            log,
+            Arc::new(Catalogue::default()),
+            Outbound::default(),
+            Links::default(),
+        )),
         tasks: Tasks::new(),
         stop: CancellationToken::new(),
         admin_key: None,

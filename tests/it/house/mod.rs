@@ -46,7 +46,11 @@ const ROOMS: &[Room] = &[
     room("api", &["domain", "app"], "if it needs more, a use case is missing in app"),
     room("adapters", &["domain", "app"], "if it needs more, a use case is missing in app"),
     room("dashboard", &["domain", "app"], "if it needs more, a use case is missing in app"),
-    room("config", &["domain", "models"], "it only reads settings; server hands them out"),
+    room(
+        "config",
+        &["domain", "models", "egress"],
+        "it only reads settings; server hands them out",
+    ),
     room("telemetry", &["config"], "it only starts the log"),
     room("clock", &["domain"], "it is a leaf"),
     room("shutdown", &[], "it is a leaf"),

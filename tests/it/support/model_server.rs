@@ -30,6 +30,8 @@ use super::peers::Ends;
 /// A request that came.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// For example `POST`.
+    pub method: String,
     /// For example `/v1/chat/completions`.
     pub path: String,
     /// By lower-case name.
@@ -262,6 +264,11 @@ impl ModelServer {
         format!("http://{}/v1", self.address)
     }
 
+    /// Where it is, for tools: it answers whatever it is told to, so it plays them too.
+    pub fn origin(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// Settings of a provider that this server plays, with the usual time-outs.
     pub fn settings(&self, name: &str, wire: Wire) -> ProviderSettings {
         ProviderSettings {
@@ -402,7 +409,8 @@ async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>, ends: Ends) 
     };
     let head = String::from_utf8(buffer.drain(..end + 4).collect()).ok()?;
     let mut lines = head.lines();
-    let path = lines.next()?.split(' ').nth(1)?.to_owned();
+    let mut words = lines.next()?.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
     let headers: BTreeMap<String, String> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
@@ -415,7 +423,7 @@ async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>, ends: Ends) 
     }
     let body: Vec<u8> = buffer.drain(..length).collect();
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    Some(Request { path, headers, body, ends })
+    Some(Request { method, path, headers, body, ends })
 }
 
 async fn write_reply(

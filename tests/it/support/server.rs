@@ -45,6 +45,8 @@ pub struct Setup {
     pub yaml: String,
     /// More arguments for `serve`.
     pub args: Vec<String>,
+    /// More variables of its environment.
+    pub env: Vec<(String, String)>,
     /// 0: another one at every start.
     port: u16,
     folder: Folder,
@@ -56,6 +58,7 @@ impl Setup {
             database_url: database_url.into(),
             yaml: yaml.into(),
             args: Vec::new(),
+            env: Vec::new(),
             port: 0,
             folder: Folder::new(),
         }
@@ -88,6 +91,7 @@ impl Setup {
             .args(["--database-url", &self.database_url])
             .args(&self.args)
             .env("STEPWELL_LOG_FORMAT", "json")
+            .envs(self.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -1,0 +1,144 @@
+//! Tools that users declare.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{Effect, any_object, default_timeout, default_wait};
+use crate::domain::ids::AgentId;
+
+/// A URL that Stepwell calls.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpTool {
+    /// The name that the model calls it by: `^[a-zA-Z0-9_-]{1,64}$`.
+    pub name: String,
+    /// What the model is told about it: what it does and when to call it.
+    #[serde(default)]
+    pub description: String,
+    /// A JSON Schema for its arguments; they are checked before anything is called.
+    #[serde(default = "any_object")]
+    #[schema(value_type = Object)]
+    pub parameters: Value,
+    /// The method.
+    #[serde(default)]
+    pub method: HttpMethod,
+    /// Where. `{name}` is filled, percent-encoded, from the arguments, never in scheme or host. The
+    /// other arguments go into the query (GET, DELETE) or the JSON body.
+    #[schema(examples("https://crm.example.com/customers/{customer_id}"))]
+    pub url: String,
+    /// Headers; a value may hold `${secret.NAME}`, a secret of the server's operator for that host.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// What a call does to the world, and so whether it may be repeated.
+    #[serde(default)]
+    pub effect: Effect,
+    /// Whether somebody must agree before each call.
+    #[serde(default)]
+    pub requires_approval: bool,
+    /// Seconds after which one attempt has failed: 1–600.
+    #[serde(default = "default_timeout")]
+    pub timeout_seconds: u32,
+    /// Seconds after which an approval that nobody decided counts as denied: 1–2592000.
+    #[serde(default = "default_wait")]
+    pub approval_timeout_seconds: u32,
+}
+
+/// The method of an HTTP tool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "their names are all there is to say")]
+pub enum HttpMethod {
+    Get,
+    #[default]
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+/// A tool that the caller runs: the run waits, and the caller posts the result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientTool {
+    /// The name that the model calls it by: `^[a-zA-Z0-9_-]{1,64}$`.
+    pub name: String,
+    /// What the model is told about it: what it does and when to call it.
+    #[serde(default)]
+    pub description: String,
+    /// A JSON Schema for its arguments; they are checked before the caller is asked.
+    #[serde(default = "any_object")]
+    #[schema(value_type = Object)]
+    pub parameters: Value,
+    /// Whether somebody must agree before the caller is asked.
+    #[serde(default)]
+    pub requires_approval: bool,
+    /// Seconds that the caller has to post the result; then the call has failed: 1–2592000.
+    #[serde(default = "default_wait")]
+    pub timeout_seconds: u32,
+    /// Seconds after which an approval that nobody decided counts as denied: 1–2592000.
+    #[serde(default = "default_wait")]
+    pub approval_timeout_seconds: u32,
+}
+
+/// The tools of an MCP server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct McpTool {
+    /// What the names of its tools begin with: `{name}__{tool}`; `^[a-zA-Z0-9_-]{1,64}$`.
+    pub name: String,
+    /// Where its streamable HTTP endpoint is.
+    #[schema(examples("https://mcp.example.com/mcp"))]
+    pub url: String,
+    /// Headers of every request; a value may hold `${secret.NAME}`.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Which of its tools may be called, by their names there; all when left out.
+    #[serde(default)]
+    pub allowed_tools: Option<Vec<String>>,
+    /// What a call of any of them does to the world, and so whether it may be repeated.
+    #[serde(default)]
+    pub effect: Effect,
+    /// Whether somebody must agree before each call.
+    #[serde(default)]
+    pub requires_approval: bool,
+    /// Seconds after which one attempt has failed: 1–600.
+    #[serde(default = "default_timeout")]
+    pub timeout_seconds: u32,
+    /// Seconds after which an approval that nobody decided counts as denied: 1–2592000.
+    #[serde(default = "default_wait")]
+    pub approval_timeout_seconds: u32,
+}
+
+/// Another agent, which runs as a child of the run that calls it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentTool {
+    /// The name that the model calls it by: `^[a-zA-Z0-9_-]{1,64}$`.
+    pub name: String,
+    /// What the model is told about it: what that agent is for.
+    #[serde(default)]
+    pub description: String,
+    /// Which agent.
+    pub agent_id: AgentId,
+    /// Whether somebody must agree before each call.
+    #[serde(default)]
+    pub requires_approval: bool,
+    /// Seconds that the child may run: 1–600.
+    #[serde(default = "default_timeout")]
+    pub timeout_seconds: u32,
+    /// Seconds after which an approval that nobody decided counts as denied: 1–2592000.
+    #[serde(default = "default_wait")]
+    pub approval_timeout_seconds: u32,
+}
+
+/// What every agent takes.
+pub(super) fn agent_parameters() -> Value {
+    json!({
+        "type": "object",
+        "properties": {"input": {"type": "string", "description": "What the agent is asked to do."}},
+        "required": ["input"], "additionalProperties": false
+    })
+}

@@ -1,0 +1,120 @@
+//! The moment at which a request leaves: who is asked before it, and who knows of it behind it.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+
+use tower::{Layer, Service};
+
+/// Says whether this process may still act.
+pub type Permit = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// One attempt at a request. It asks its permit when the connection stands and nothing is left to do but
+/// to send: a process that was stopped while it connected finds out before it acts.
+pub struct Departure {
+    permit: Permit,
+    left: AtomicU8,
+}
+
+/// Whether a request left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Whoever makes it has not said, so it may have.
+    Unsaid,
+    /// Certainly not.
+    NotYet,
+    /// It may have arrived.
+    Yes,
+}
+
+const UNSAID: u8 = 0;
+const NOT_YET: u8 = 1;
+const YES: u8 = 2;
+
+impl Departure {
+    /// An attempt that needs this permit.
+    pub fn new(permit: Permit) -> Arc<Self> {
+        Arc::new(Self { permit, left: AtomicU8::new(UNSAID) })
+    }
+
+    /// Whoever makes the request promises to say when it leaves; nothing has left yet.
+    pub fn announce(&self) {
+        self.left.store(NOT_YET, Ordering::SeqCst);
+    }
+
+    /// Asks for permission to send at this moment; from then on the request may have arrived.
+    ///
+    /// # Errors
+    /// [`Withheld`]: nothing may be sent.
+    pub fn leave(&self) -> Result<(), Withheld> {
+        if !(self.permit)() {
+            return Err(Withheld);
+        }
+        self.left.store(YES, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether the request left.
+    pub fn left(&self) -> Left {
+        match self.left.load(Ordering::SeqCst) {
+            UNSAID => Left::Unsaid,
+            NOT_YET => Left::NotYet,
+            _ => Left::Yes,
+        }
+    }
+}
+
+/// Nothing may be sent at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nothing may be sent at the moment")]
+pub struct Withheld;
+
+tokio::task_local! {
+    /// The attempt that a connection is made for. Connections are not shared and the client makes them
+    /// in the task that sends, so there is exactly one.
+    pub(super) static DEPARTURE: Arc<Departure>;
+}
+
+/// A layer around the client's connector: when a connection stands, the attempt is asked.
+#[derive(Clone, Copy)]
+pub(super) struct AskBeforeSending;
+
+impl<S> Layer<S> for AskBeforeSending {
+    type Service = Asking<S>;
+
+    fn layer(&self, connector: S) -> Asking<S> {
+        Asking(connector)
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Asking<S>(S);
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+impl<S, Target> Service<Target> for Asking<S>
+where
+    S: Service<Target, Error = BoxError>,
+    S::Future: Send + 'static,
+    S::Response: Send,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, target: Target) -> Self::Future {
+        let connecting = self.0.call(target);
+        Box::pin(async move {
+            let connection = connecting.await?;
+            // A library that was handed the client asks for itself.
+            DEPARTURE.try_with(|departure| departure.leave()).unwrap_or(Ok(()))?;
+            Ok(connection)
+        })
+    }
+}
