@@ -1,5 +1,6 @@
 //! Version 1, one file a room. Handlers read a request, ask one use case, and reply.
 
+pub mod actions;
 pub mod agents;
 pub mod create_run;
 pub mod run_events;
@@ -20,6 +21,10 @@ pub fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run, runs::delete_run))
         .routes(routes!(runs::cancel_run))
+        .routes(routes!(actions::post_tool_result))
+        .routes(routes!(actions::decide_approval))
+        .routes(routes!(actions::list_approvals))
+        .routes(routes!(actions::steer_run))
         .routes(routes!(run_events::stream_run_events))
         .routes(routes!(run_events::list_run_log))
         .routes(routes!(run_events::list_run_steps))
