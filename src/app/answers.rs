@@ -12,7 +12,7 @@ use crate::domain::problem::Problems;
 use crate::domain::run::OpenApproval;
 use crate::domain::write::NewIds as _;
 use crate::log::guest;
-use crate::store::{GuestDecide, GuestOutcome, GuestWrite, NewKey, RunRecord, StoreError};
+use crate::store::{GuestDecide, GuestOutcome, GuestWrite, NewKey, RunRecord};
 
 use super::idempotency::{Answer, RequestKey, taken};
 use super::{App, AppError, Caller};
@@ -136,12 +136,7 @@ impl App {
 
     /// What a run was told to do.
     async fn plan_of(&self, record: &RunRecord) -> Result<Plan, AppError> {
-        let row = &record.row;
-        let version = Some(row.agent_version);
-        let agent = self.store().load_agent(row.workspace_id, &row.agent_id, version).await?;
-        let agent = agent.ok_or_else(|| {
-            StoreError::Corrupt(format!("version {} of {}", row.agent_version, row.agent_id))
-        })?;
+        let agent = self.agent_of(record).await?;
         Ok(Plan::new(record.body.config.over(&agent.settings), &self.catalogue))
     }
 }

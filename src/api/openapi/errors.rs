@@ -52,6 +52,7 @@ fn own(operation_id: &str) -> &'static [E] {
         "post_tool_result" | "decide_approval" => {
             &[E::NotFound, E::AlreadyDecided, E::RunEnded, E::ValidationFailed]
         }
+        "fork_run" => &[E::NotFound, E::AgentArchived, E::ValidationFailed],
         "steer_run" => &[E::NotFound, E::RunEnded, E::ValidationFailed],
         "list_approvals" => &[E::InvalidCursor, E::ValidationFailed, E::UnknownField],
         "delete_run" => &[E::NotFound, E::RunActive, E::ValidationFailed],

@@ -3,6 +3,7 @@
 pub mod actions;
 pub mod agents;
 pub mod create_run;
+pub mod fork;
 pub mod run_events;
 pub mod runs;
 
@@ -21,6 +22,7 @@ pub fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run, runs::delete_run))
         .routes(routes!(runs::cancel_run))
+        .routes(routes!(fork::fork_run))
         .routes(routes!(actions::post_tool_result))
         .routes(routes!(actions::decide_approval))
         .routes(routes!(actions::list_approvals))

@@ -491,7 +491,7 @@ fn the_random_engines_really_meet_every_kind_of_end_and_disturbance() {
     let (mut requests, mut crashes, mut guests) = (0, 0, 0);
     let (mut answers, mut expired, mut unknown) = (0, 0, 0);
     let mut state = 7_u64;
-    for _ in 0..2_000 {
+    for _ in 0..10_000 {
         let bytes = (0..300).map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             u8::try_from(state >> 56).expect("a byte")
