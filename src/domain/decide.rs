@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::fold::{CallState, Folded, Turn};
+use super::fold::{Call, CallState, Folded, Turn};
 use super::ids::CallId;
 use super::limits;
 use super::model::FinishReason;
@@ -88,6 +88,9 @@ pub fn decide(folded: &Folded, plan: &Plan, now: &Now<'_>) -> Decision {
     if folded.status == RunStatus::Cancelling {
         return Decision::End(Ending::Cancelled);
     }
+    if folded.status == RunStatus::RequiresAction {
+        return parked(folded, now);
+    }
     if folded.deadline(plan.settings.timeout_seconds).is_some_and(|deadline| now.at >= deadline) {
         return Decision::End(Ending::Expired);
     }
@@ -101,6 +104,41 @@ pub fn decide(folded: &Folded, plan: &Plan, now: &Now<'_>) -> Decision {
     }
 }
 
+/// In a run that waits for people: nothing of it executes until the last of them has answered, or can
+/// no more.
+fn parked(folded: &Folded, now: &Now<'_>) -> Decision {
+    let calls = folded.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
+    let (late, until) = waits(calls, now.at);
+    match until {
+        Some(until) if late.is_empty() => Decision::Park(until),
+        // With nobody to wait for, which nothing leaves behind, it goes on too.
+        Some(_) | None => Decision::Expire(late),
+    }
+}
+
+/// The calls that nobody answered in time, and until when the others may be waited for; `None` when
+/// there are no others.
+fn waits(calls: &[Call], now: Timestamp) -> (Vec<CallId>, Option<Option<Timestamp>>) {
+    let mut late = Vec::new();
+    let mut until: Option<Option<Timestamp>> = None;
+    for call in calls {
+        match call.state {
+            CallState::Waiting(_, Some(at)) if at <= now => late.push(call.call_id),
+            CallState::Waiting(_, at) => {
+                until = Some(match (until.flatten(), at) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                });
+            }
+            CallState::Ready
+            | CallState::Started
+            | CallState::Completed(_)
+            | CallState::Failed(_) => {}
+        }
+    }
+    (late, until)
+}
+
 /// In an open step.
 fn within(turn: &Turn, now: &Now<'_>) -> Decision {
     if turn.message.is_none() {
@@ -108,9 +146,7 @@ fn within(turn: &Turn, now: &Now<'_>) -> Decision {
     }
     let mut make = Vec::new();
     let mut ask = Vec::new();
-    let mut expired = Vec::new();
-    let mut waiting = false;
-    let mut until: Option<Timestamp> = None;
+    let (expired, until) = waits(&turn.calls, now.at);
     let mut running = false;
     for call in &turn.calls {
         match &call.state {
@@ -121,15 +157,7 @@ fn within(turn: &Turn, now: &Now<'_>) -> Decision {
                 Effect::Read | Effect::Idempotent => make.push(call.call_id),
                 Effect::Once => ask.push(call.call_id),
             },
-            CallState::Waiting(_, Some(at)) if *at <= now.at => expired.push(call.call_id),
-            CallState::Waiting(_, at) => {
-                waiting = true;
-                until = match (until, *at) {
-                    (Some(a), Some(b)) => Some(a.min(b)),
-                    (a, b) => a.or(b),
-                };
-            }
-            CallState::Completed(_) | CallState::Failed(_) => {}
+            CallState::Waiting(..) | CallState::Completed(_) | CallState::Failed(_) => {}
         }
     }
     if !make.is_empty() {
@@ -140,7 +168,7 @@ fn within(turn: &Turn, now: &Now<'_>) -> Decision {
         Decision::Expire(expired)
     } else if running {
         Decision::AwaitTools
-    } else if waiting {
+    } else if let Some(until) = until {
         Decision::Park(until)
     } else {
         Decision::CloseStep
@@ -158,6 +186,10 @@ fn between(folded: &Folded, plan: &Plan, turn: &Turn) -> Decision {
             retryable: true,
         }));
     };
+    // Whoever steered got an acknowledgement: the model reads it before the run may end by itself.
+    if folded.steering.iter().any(|s| s.applied_in.is_none()) {
+        return next_step(folded, plan);
+    }
     match message.finish_reason {
         FinishReason::Length => {
             return Decision::End(Ending::Incomplete(IncompleteReason::MaxOutputTokens));
@@ -167,9 +199,7 @@ fn between(folded: &Folded, plan: &Plan, turn: &Turn) -> Decision {
         }
         FinishReason::Stop | FinishReason::ToolCalls => {}
     }
-    // Whoever steered got an acknowledgement: the model reads it before the run may complete.
-    let steered = folded.steering.iter().any(|s| s.applied_in.is_none());
-    if !turn.calls.is_empty() || steered {
+    if !turn.calls.is_empty() {
         return next_step(folded, plan);
     }
     match plan.output(&message.content) {

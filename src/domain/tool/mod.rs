@@ -180,17 +180,12 @@ impl Tool {
         );
         // Each goes as soon as its kind of tool is there.
         let missing = match self {
-            Self::Client(_) => Some("client"),
             Self::Mcp(_) => Some("mcp"),
             Self::Agent(_) => Some("agent"),
-            Self::Http(_) | Self::Builtin(_) => None,
+            Self::Http(_) | Self::Client(_) | Self::Builtin(_) => None,
         };
         if let Some(kind) = missing {
             problems.add(format!("{pointer}/type"), format!("{kind} tools are not there yet"));
-        }
-        if self.requires_approval() {
-            let place = format!("{pointer}/requires_approval");
-            problems.add(place, "approvals are not there yet".to_owned());
         }
         if let Self::Http(tool) = self {
             if let Err(why) = UrlTemplate::parse(&tool.url) {

@@ -10,6 +10,7 @@ use crate::store::{
     GuestDecision, GuestOutcome, GuestWrite, Locked, Result, RunRecord, RunUpdate, StoreError,
 };
 
+use super::actions::Changes;
 use super::connections::Lease;
 use super::runs::run_columns;
 use super::{PostgresStore, binding, failure, keys};
@@ -126,6 +127,7 @@ async fn guest_in(lease: &mut Lease<'_>, write: &GuestWrite) -> Result<GuestOutc
             append(lease, &locked.record, &facts, &update).await?;
             facts
         }
+        GuestDecision::Refuse(refusal) => return Ok(GuestOutcome::Refused(refusal)),
         GuestDecision::Erase { at } => {
             erase(lease, &locked.record, at).await?;
             Vec::new()
@@ -186,7 +188,13 @@ async fn append(
         .bind(update.completed_at.map(Timestamp::millis))
         .bind(owner)
         .bind(due_at);
-    one_row(lease.change(query).await.map_err(failure::of_read)?)
+    one_row(lease.change(query).await.map_err(failure::of_read)?)?;
+    if let Some(open) = &update.actions {
+        let mut changes = Changes::default();
+        changes.add(record.row.run_id.uuid(), open)?;
+        changes.write(lease, |_| true).await.map_err(failure::of_read)?;
+    }
+    Ok(())
 }
 
 async fn erase(lease: &mut Lease<'_>, record: &RunRecord, at: Timestamp) -> Result<()> {

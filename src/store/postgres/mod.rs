@@ -5,7 +5,7 @@
 //! - [`failure`]: what an error means.
 //! - [`statements`], [`binding`], [`flush`]: group commit, and batches in doubt.
 //! - [`listen`]: hints between nodes, and the lock that shows that a process is there.
-//! - [`guest`], [`log`], [`runs`], [`agents`], [`keys`], [`nodes`], [`retention`]: the other
+//! - [`guest`], [`log`], [`runs`], [`actions`], [`agents`], [`keys`], [`nodes`], [`retention`]: the other
 //!   operations by room.
 //!
 //! What this room must never do: build SQL at run time, hold a transaction across anything but SQL,
@@ -15,6 +15,7 @@
 //! on in the comment, then its line in `impl Store` below. Writes that commit map their errors with
 //! `failure::of_write`, everything else with `failure::of_read`.
 
+mod actions;
 mod agents;
 mod binding;
 mod connections;
@@ -42,8 +43,9 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 
 use crate::domain::agent::Agent;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
+use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
@@ -57,7 +59,7 @@ use flush::FlushId;
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The schema that this version writes.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 /// How long a flush may take; longer than the server's own limit for a statement.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(6);
@@ -284,6 +286,14 @@ impl Store for PostgresStore {
         page: &Page<RunId>,
     ) -> Result<Listed<RunRecord>> {
         self.list_run_rows(workspace_id, filter, page).await
+    }
+
+    async fn list_approvals(
+        &self,
+        workspace_id: WorkspaceId,
+        page: &Page<CallId>,
+    ) -> Result<Listed<OpenApproval>> {
+        self.list_approval_rows(workspace_id, page).await
     }
 
     async fn recent_durations(

@@ -7,6 +7,7 @@ use crate::domain::money::Usd;
 use crate::domain::time::Timestamp;
 use crate::store::{Owner, Result, RunUpdate, rows};
 
+use super::actions::Changes;
 use super::failure;
 use super::table::Table;
 
@@ -60,6 +61,7 @@ pub(super) struct Events {
     deltas: Table,
     delta_texts: Vec<u8>,
     updates: Table,
+    actions: Changes,
 }
 
 /// Who changes a run.
@@ -80,6 +82,7 @@ impl Events {
             deltas: Table::new(),
             delta_texts: Vec::new(),
             updates: Table::new(),
+            actions: Changes::new(),
         }
     }
 
@@ -101,8 +104,14 @@ impl Events {
         table.int(offset(from)).int(offset(entry.data.len()));
     }
 
-    /// A change of the row of the run of this number.
-    pub(super) fn update(&mut self, run_no: i64, update: &RunUpdate, writes: Writes) {
+    /// A change of the row of the run of this number, and of its open actions.
+    ///
+    /// # Errors
+    /// As [`Changes::add`].
+    pub(super) fn update(&mut self, run_no: i64, update: &RunUpdate, writes: Writes) -> Result<()> {
+        if let Some(open) = &update.actions {
+            self.actions.add(run_no, open)?;
+        }
         let (owner, due_at) = match update.owner {
             Owner::Keep => (0, None),
             Owner::Nobody { due_at } => (1, due_at),
@@ -125,6 +134,7 @@ impl Events {
             .maybe_int(update.completed_at.map(Timestamp::millis))
             .int(owner)
             .maybe_int(due_at.map(Timestamp::millis));
+        Ok(())
     }
 
     /// Writes everything, inside the transaction that is open.
@@ -148,7 +158,7 @@ impl Events {
             let query = sqlx::query(UPDATE_RUNS).bind(self.updates.json());
             query.execute(&mut *connection).await.map_err(failure::of)?;
         }
-        Ok(())
+        self.actions.write(connection).await
     }
 }
 

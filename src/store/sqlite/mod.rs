@@ -22,6 +22,7 @@
 //! To add a method: its statements and their code go to the file of its subject, as a function over
 //! `&Readers` or `&Writer`; this file only names it.
 
+mod actions;
 mod agents;
 mod checkpoint;
 mod connect;
@@ -50,8 +51,9 @@ use sqlx::{ConnectOptions as _, Row as _};
 
 use crate::domain::agent::Agent;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
+use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
@@ -65,7 +67,7 @@ use readers::Readers;
 use writer::Writer;
 
 /// The newest `min_reader_version` that this server can open.
-const READER_VERSION: i32 = 2;
+const READER_VERSION: i32 = 3;
 
 /// Longer than on Postgres: a flush here costs an fsync and nothing else can be written meanwhile.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(5);
@@ -301,6 +303,14 @@ impl Store for SqliteStore {
         page: &Page<RunId>,
     ) -> Result<Listed<RunRecord>> {
         list::list(&self.readers, workspace_id, filter, page).await
+    }
+
+    async fn list_approvals(
+        &self,
+        workspace_id: WorkspaceId,
+        page: &Page<CallId>,
+    ) -> Result<Listed<OpenApproval>> {
+        actions::list(&self.readers, workspace_id, page).await
     }
 
     async fn recent_durations(
