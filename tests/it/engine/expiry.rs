@@ -63,6 +63,7 @@ impl Stage {
                 clock.clone(),
                 Gate::new(Destinations::default()),
                 Secrets::default(),
+                work.clone(),
             ),
             slots: 8,
             // Nothing here goes down, so it is never started.
