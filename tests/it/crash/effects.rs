@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::readers::Board;
 use super::{create, judge};
-use crate::support::model_server::{End, ModelServer, Piece, Reply, Request};
+use crate::support::model_server::{End, Gate, ModelServer, Piece, Reply, Request};
 use crate::support::on_both_databases;
+use crate::support::postgres;
 use crate::support::profile::{Report, pick};
 use crate::support::random::Random;
 use crate::support::server::{Server, Setup};
@@ -19,6 +20,11 @@ on_both_databases! {
     a_call_is_repeated_after_a_kill_only_if_its_effect_allows;
 }
 
+const OPEN: &str = "egress: { allow: [127.0.0.1] }\n";
+/// How long a node that was stopped may take to find out and to hand in what it has.
+const HANDED_IN: Duration = Duration::from_secs(20);
+/// Runs of a node that is stopped.
+const ZOMBIE_RUNS: usize = 10;
 const EFFECTS: [&str; 3] = ["read", "idempotent", "once"];
 
 async fn a_call_is_repeated_after_a_kill_only_if_its_effect_allows(url: String) {
@@ -38,8 +44,7 @@ async fn a_call_is_repeated_after_a_kill_only_if_its_effect_allows(url: String) 
         let answer = Piece::Bytes(b"{\"done\": true}".to_vec());
         Reply::Stream { headers: Vec::new(), pieces: vec![wait, answer], end: End::Clean }
     });
-    let yaml = "egress: { allow: [127.0.0.1] }\n";
-    let setup = Setup::new(url, yaml).on_a_port_that_stays();
+    let setup = Setup::new(url, OPEN).on_a_port_that_stays();
     let mut server = setup.start().await;
     let mut counts = BTreeMap::<String, usize>::new();
     let kills = pick(6, 60);
@@ -74,6 +79,62 @@ async fn a_call_is_repeated_after_a_kill_only_if_its_effect_allows(url: String) 
     }
     // All that were killed on the request were in the middle of it.
     report.finish((kills / 2 * EFFECTS.len()) as u64);
+}
+
+/// What a buried node's tool answered is handed in, and the run goes on: nobody has to look after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_once_call_of_a_node_that_was_stopped_is_made_once_and_its_answer_is_not_lost() {
+    let url = postgres::empty_database().await;
+    let report = Report::new("P10", "SIGSTOP during once calls", "Postgres");
+    let tools = ModelServer::start().await;
+    let gate = Gate::new();
+    let held = gate.clone();
+    tools.answer_with(move |_| {
+        let pieces = vec![Piece::Gate(held.clone()), Piece::Bytes(b"{\"paid\": true}".to_vec())];
+        Reply::Stream { headers: Vec::new(), pieces, end: End::Clean }
+    });
+    let owner = Setup::new(url.clone(), OPEN).start().await;
+    let other = Setup::new(url, OPEN).start().await;
+    let mut agent = agent("pays", "once", &format!("{}/pay", tools.origin()));
+    agent["tools"][0]["timeout_seconds"] = json!(600);
+    owner.client.post("/v1/agents", &agent).await.expect(201);
+    let mut runs = Vec::new();
+    for _ in 0..ZOMBIE_RUNS {
+        runs.push(create(&owner.client, "pays").await);
+    }
+    tools.wait_requests(ZOMBIE_RUNS).await;
+    owner.signal("STOP");
+    for run_id in &runs {
+        let run = other.client.wait(run_id).await;
+        let asks = run["required_actions"][0]["type"] == "tool_outcome";
+        report.fault(asks);
+        report.check(run["status"] == "requires_action" && asks, || format!("{run}"));
+    }
+    gate.open();
+    owner.signal("CONT");
+    for run_id in &runs {
+        // It waits until somebody says what happened, and the answer says it.
+        let ended = async {
+            while other.client.wait(run_id).await["completed_at"].is_null() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(HANDED_IN, ended).await.is_err() {
+            report.check(false, || format!("{run_id} has lost what its tool answered"));
+            continue;
+        }
+        let log = other.client.events(run_id, 0).await.rest().await;
+        let paid = log.iter().any(|f| f.event == "tool_call.completed" && f.data.contains("paid"));
+        report.check(paid, || format!("{run_id} shows another answer"));
+        let run =
+            judge::one(&other.client, run_id, &Board::default().seen(run_id), &report).await.run;
+        report.check(run["status"] == "completed", || format!("{run}"));
+    }
+    let requests = tools.requests().len();
+    report
+        .check(requests == ZOMBIE_RUNS, || format!("{requests} requests for {ZOMBIE_RUNS} calls"));
+    report.note(format!("{requests} requests for {ZOMBIE_RUNS} calls"));
+    report.finish(ZOMBIE_RUNS as u64);
 }
 
 /// One call, one tool, and the end.
