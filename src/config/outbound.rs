@@ -108,3 +108,74 @@ fn workspace(at: &str, entry: &str) -> Result<WorkspaceId, ConfigError> {
         Err(invalid(format!("{at}.workspaces"), message))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use url::Url;
+
+    use super::*;
+
+    fn read(yaml: &str) -> Result<Secrets, String> {
+        let declared: BTreeMap<String, SecretSection> = serde_saphyr::from_str(yaml).unwrap();
+        let env = |name: &str| match name {
+            "TOKEN" => Some(OsString::from(" a-long-token \n")),
+            "SHORT" => Some(OsString::from("short")),
+            "LINES" => Some(OsString::from("two lines\nHost: evil")),
+            _ => None,
+        };
+        let around = Surroundings { env: &env, is_terminal: false };
+        secrets(declared, &around).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_secret_is_read_from_the_environment_and_bound_to_its_hosts() {
+        let secrets =
+            read("CRM: { env: TOKEN, hosts: [CRM.example.com, \"10.0.0.1\", bücher.example] }")
+                .unwrap();
+        let facts = &secrets.rules().0["CRM"];
+        assert_eq!(facts.hosts, ["crm.example.com", "10.0.0.1", "xn--bcher-kva.example"]);
+        assert_eq!(facts.workspaces, [WorkspaceId::DEFAULT]);
+        let header = BTreeMap::from([("X".to_owned(), "${secret.CRM}".to_owned())]);
+        let url = Url::parse("https://crm.example.com/").unwrap();
+        let headers = secrets.headers(&header, &url, WorkspaceId::DEFAULT).unwrap();
+        assert_eq!(headers["x"], "a-long-token");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_secret_is_said_without_its_value() {
+        for (yaml, says) in [
+            (
+                "A: { env: NOBODY, hosts: [h] }",
+                "secrets.A.env: the environment variable NOBODY is not set",
+            ),
+            ("A: { env: SHORT, hosts: [h] }", "SHORT: must have 8 to 8192 characters"),
+            ("A: { env: LINES, hosts: [h] }", "LINES: must be printable ASCII"),
+            ("A: { env: TOKEN, hosts: [] }", "secrets.A.hosts: is missing"),
+            ("A: { env: TOKEN, hosts: [\"*.h\"] }", "secrets.A.hosts: \"*.h\" is no host name"),
+            (
+                "A: { env: TOKEN, hosts: [h], workspaces: [x] }",
+                "secrets.A.workspaces: there is no workspace",
+            ),
+            ("a b: { env: TOKEN, hosts: [h] }", "secrets.a b: a secret's name has"),
+        ] {
+            let error = read(yaml).err().unwrap();
+            assert!(error.starts_with(says), "{error}");
+            assert!(!error.contains("evil"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_opened_is_a_host_an_address_or_a_network() {
+        let allow = |entry: &str| {
+            let section = EgressSection { allow: vec![entry.to_owned()] };
+            destinations(&section).map_err(|error| error.to_string())
+        };
+        for entry in ["tools.internal", "10.1.2.3", "10.1.0.0/16", "::1", "fd00::/8"] {
+            assert!(allow(entry).is_ok(), "{entry}");
+        }
+        let error = allow("10.1.2.3/16").unwrap_err();
+        assert!(error.starts_with("egress.allow: \"10.1.2.3/16\" has bits set"), "{error}");
+    }
+}

@@ -121,8 +121,8 @@ impl Driver {
         self.engine.clock.now()
     }
 
-    /// Drives until there is nothing more to do here. Returns the calls that were under way when the
-    /// run was lost.
+    /// Drives until there is nothing more to do here. Returns the calls that have no answer in the log
+    /// when the run was lost.
     pub(super) async fn run(mut self) -> Calls {
         loop {
             let stop = match self.advance().await {
@@ -146,7 +146,7 @@ impl Driver {
                 Stop::Lost => {
                     tracing::info!(run_id = %self.run_id(), "a run is driven by somebody else now");
                     self.lane.watch.end_tail();
-                    return self.calls;
+                    return self.unanswered().await;
                 }
                 Stop::Look(_) | Stop::Decide | Stop::Abort | Stop::Doubt => {}
                 Stop::Defect => {
@@ -156,6 +156,22 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// The calls whose answers are not in the log: those that are under way, and those that were
+    /// answered when the run was lost already.
+    async fn unanswered(self) -> Calls {
+        self.lane.quiesce().await;
+        let mut calls = self.calls;
+        for unseen in self.lane.abandon() {
+            let (call_id, answer) = match unseen {
+                Unseen::Fact(Event::ToolCallCompleted(call)) => (call.call_id, Ok(call.result)),
+                Unseen::Fact(Event::ToolCallFailed(call)) => (call.call_id, Err(call.error)),
+                Unseen::Fact(_) | Unseen::Delta { .. } => continue,
+            };
+            calls.spawn(std::future::ready((call_id, Made::Answered(answer))));
+        }
+        calls
     }
 
     /// One decision and its deed.

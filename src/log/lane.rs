@@ -377,6 +377,12 @@ impl Lane {
         }
     }
 
+    /// What of a quiesced lane nobody has seen and nobody will: its run was lost.
+    pub fn abandon(&self) -> Vec<Unseen> {
+        let waiting = std::mem::take(&mut self.state().waiting);
+        waiting.into_iter().filter_map(unseen).collect()
+    }
+
     /// Opens a quiesced lane behind what others wrote. Returns what nobody has seen, in order: the
     /// driver pushes again what still holds.
     pub fn reopen(&self, rev: i32, last_seq: i32, log_bytes: u64) -> Vec<Unseen> {

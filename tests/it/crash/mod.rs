@@ -17,6 +17,7 @@ mod cancels;
 mod commits;
 mod disks;
 mod drain;
+mod effects;
 mod hostile;
 mod interleavings;
 mod judge;
