@@ -1,18 +1,20 @@
 //! A run's plan: the settings it is pinned to, made ready for use. Derived, never stored.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::agent::AgentSettings;
+use super::limits;
 use super::model::{Catalogue, ModelName};
 use super::money::{Price, Usd};
 use super::schema::Schema;
-use super::tool::Tool;
+use super::tool::{self, Discovered, Listing, Tool, ToolSpec};
 use super::usage::Usage;
 
 /// What a run was told to do.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// The agent's settings with the run's config over them.
     pub settings: AgentSettings,
@@ -21,9 +23,11 @@ pub struct Plan {
     /// What the model costs, where the operator said so.
     pub price: Option<Price>,
     /// The compiled `output_schema`.
-    output: Option<Schema>,
+    output: Option<Arc<Schema>>,
     /// The compiled schemas of the tools' arguments.
-    arguments: HashMap<String, Schema>,
+    arguments: HashMap<String, Arc<Schema>>,
+    /// The tools of its MCP servers; `None` until they were asked.
+    discovered: Option<Vec<Arc<Discovered>>>,
 }
 
 impl Plan {
@@ -33,17 +37,68 @@ impl Plan {
         let model = ModelName::parse(&settings.model);
         let price = model.as_ref().and_then(|model| catalogue.price(model));
         let output = settings.output_schema.as_ref().and_then(|s| Schema::compile(s).ok());
+        let output = output.map(Arc::new);
         let compile = |tool: &Tool| {
             let schema = Schema::compile(&tool.spec()?.parameters).ok()?;
-            Some((tool.name().to_owned(), schema))
+            Some((tool.name().to_owned(), Arc::new(schema)))
         };
         let arguments = settings.tools.iter().filter_map(compile).collect();
-        Self { settings, model, price, output, arguments }
+        Self { settings, model, price, output, arguments, discovered: None }
     }
 
-    /// The tool of this name.
+    /// The tools of the agent that name MCP servers.
+    pub fn servers(&self) -> impl Iterator<Item = &tool::McpTool> {
+        self.settings.tools.iter().filter_map(|tool| match tool {
+            Tool::Mcp(server) => Some(server),
+            Tool::Http(_) | Tool::Client(_) | Tool::Agent(_) | Tool::Builtin(_) => None,
+        })
+    }
+
+    /// The same plan with what its MCP servers have, and the names that it has no room for: a model
+    /// takes so many tools and no more, and each under a name of its own.
+    pub fn with_discovered(&self, listings: &[Listing]) -> (Self, Vec<String>) {
+        let own = self.settings.tools.iter().filter_map(Tool::spec);
+        let mut names: HashSet<String> = own.map(|spec| spec.name).collect();
+        let (mut offered, mut left_out) = (Vec::new(), Vec::new());
+        for tool in listings.iter().flat_map(|listing| listing.iter()) {
+            let name = &tool.spec.name;
+            if names.len() < limits::MAX_TOOLS && names.insert(name.clone()) {
+                offered.push(tool.clone());
+            } else {
+                left_out.push(name.clone());
+            }
+        }
+        (Self { discovered: Some(offered), ..self.clone() }, left_out)
+    }
+
+    /// What the model is told that it may call.
+    pub fn specs(&self) -> Vec<ToolSpec> {
+        let own = self.settings.tools.iter().filter_map(Tool::spec);
+        own.chain(self.offered().iter().map(|tool| tool.spec.clone())).collect()
+    }
+
+    /// The tool of an MCP server that the model calls by this name.
+    pub fn discovered(&self, name: &str) -> Option<&Arc<Discovered>> {
+        self.offered().iter().find(|tool| tool.spec.name == name)
+    }
+
+    fn offered(&self) -> &[Arc<Discovered>] {
+        self.discovered.as_deref().unwrap_or_default()
+    }
+
+    /// The tool of this name; for one of an MCP server, what the agent says of that server. Where the
+    /// servers were not asked yet, every name that begins like one of theirs is taken for one.
     pub fn tool(&self, name: &str) -> Option<&Tool> {
-        self.settings.tools.iter().find(|tool| tool.name() == name)
+        let is_meant = |tool: &&Tool| match tool {
+            Tool::Mcp(server) => match &self.discovered {
+                Some(_) => self.discovered(name).is_some_and(|found| found.server == server.name),
+                None => name.starts_with(&tool::prefix(&server.name)),
+            },
+            Tool::Http(_) | Tool::Client(_) | Tool::Agent(_) | Tool::Builtin(_) => {
+                tool.name() == name
+            }
+        };
+        self.settings.tools.iter().find(is_meant)
     }
 
     /// Whether a call may be made with these arguments.
@@ -52,13 +107,14 @@ impl Plan {
     /// In words for the model, which may try again.
     pub fn check_call(&self, tool: &str, arguments: &Value) -> Result<&Tool, String> {
         let Some(found) = self.tool(tool) else {
-            let names: Vec<&str> = self.settings.tools.iter().map(Tool::name).collect();
+            let names: Vec<String> = self.specs().into_iter().map(|spec| spec.name).collect();
             return Err(format!("There is no tool {tool:?}. Tools: {}.", names.join(", ")));
         };
         if !arguments.is_object() {
             return Err("The arguments are not a JSON object.".to_owned());
         }
-        match self.arguments.get(tool) {
+        let theirs = || self.discovered(tool).and_then(|found| found.arguments.as_ref());
+        match self.arguments.get(tool).map(Arc::as_ref).or_else(theirs) {
             Some(schema) => schema
                 .check(arguments)
                 .map(|()| found)

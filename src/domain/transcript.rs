@@ -18,7 +18,7 @@ pub fn request(folded: &Folded, plan: &Plan, step: i32, attempt: i32) -> ModelRe
     ModelRequest {
         model: plan.model.as_ref().map(|model| model.model.clone()).unwrap_or_default(),
         turns: turns(folded, plan, step),
-        tools: settings.tools.iter().filter_map(super::tool::Tool::spec).collect(),
+        tools: plan.specs(),
         // Forced for ever, a model could never give its final answer.
         tool_choice: match settings.tool_choice {
             ToolChoice::Required if called_before => ToolChoice::Auto,
@@ -142,10 +142,8 @@ pub fn bytes(turns: &[Turn], plan: &Plan) -> usize {
         .map(|bytes| bytes + 16)
         .sum();
     let tools: usize = plan
-        .settings
-        .tools
-        .iter()
-        .filter_map(super::tool::Tool::spec)
+        .specs()
+        .into_iter()
         .map(|spec| spec.name.len() + spec.description.len() + spec.parameters.to_string().len())
         .sum();
     said + tools

@@ -1,6 +1,7 @@
 //! Tools: what a model may ask for.
 
 mod builtin;
+mod discovered;
 mod headers;
 mod own;
 mod template;
@@ -16,6 +17,8 @@ use super::problem::Problems;
 use super::schema::Schema;
 
 pub use builtin::{Builtin, BuiltinTool};
+pub(in crate::domain) use discovered::prefix;
+pub use discovered::{Discovered, Listed, Listing};
 pub use headers::{HeaderPart, header_parts};
 pub use own::{AgentTool, ClientTool, HttpMethod, HttpTool, McpTool};
 pub use template::UrlTemplate;
@@ -181,9 +184,8 @@ impl Tool {
         // Each goes as soon as its kind of tool is there.
         let missing = match self {
             Self::Client(_) => Some("client"),
-            Self::Mcp(_) => Some("mcp"),
             Self::Agent(_) => Some("agent"),
-            Self::Http(_) | Self::Builtin(_) => None,
+            Self::Http(_) | Self::Mcp(_) | Self::Builtin(_) => None,
         };
         if let Some(kind) = missing {
             problems.add(format!("{pointer}/type"), format!("{kind} tools are not there yet"));
@@ -197,6 +199,9 @@ impl Tool {
                 problems.add(format!("{pointer}/url"), why);
             }
             headers::check_headers(&tool.headers, &format!("{pointer}/headers"), problems);
+        }
+        if let Self::Mcp(tool) = self {
+            tool.check(pointer, problems);
         }
         let Some(spec) = self.spec() else { return };
         problems.require(

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use url::Url;
 use utoipa::ToSchema;
 
+use super::headers::check_headers;
 use super::{Effect, any_object, default_timeout, default_wait};
 use crate::domain::ids::AgentId;
+use crate::domain::problem::Problems;
 
 /// A URL that Stepwell calls.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -110,6 +113,37 @@ pub struct McpTool {
     /// Seconds after which an approval that nobody decided counts as denied: 1–2592000.
     #[serde(default = "default_wait")]
     pub approval_timeout_seconds: u32,
+}
+
+/// Tools that an agent may choose from one server: more than a model takes would be a mistake.
+const MAX_ALLOWED: usize = 128;
+
+impl McpTool {
+    /// Adds what is wrong with it and with no other kind of tool.
+    pub(super) fn check(&self, pointer: &str, problems: &mut Problems) {
+        let is_http = |url: Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+        problems.require(
+            Url::parse(&self.url).is_ok_and(is_http),
+            &format!("{pointer}/url"),
+            "must be an http or https URL",
+        );
+        check_headers(&self.headers, &format!("{pointer}/headers"), problems);
+        for name in self.headers.keys() {
+            let lower = name.to_ascii_lowercase();
+            let is_protocol = matches!(lower.as_str(), "accept" | "content-type" | "last-event-id");
+            problems.require(
+                !is_protocol && !lower.starts_with("mcp-"),
+                &format!("{pointer}/headers/{}", name.replace('~', "~0").replace('/', "~1")),
+                "belongs to the protocol",
+            );
+        }
+        let allowed = self.allowed_tools.as_ref();
+        problems.require(
+            allowed.is_none_or(|names| names.len() <= MAX_ALLOWED),
+            &format!("{pointer}/allowed_tools"),
+            "must name at most 128 tools",
+        );
+    }
 }
 
 /// Another agent, which runs as a child of the run that calls it.
