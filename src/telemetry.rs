@@ -2,7 +2,7 @@
 //!
 //! What it must never do: let a body, a prompt or a key through. Our own code does not log them; other
 //! crates may (an HTTP/2 library traces headers), so nothing below `info` of theirs is ever written,
-//! whatever the filter says.
+//! whatever the filter says; and nothing at all of rmcp, which logs what servers send at `info` and above.
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
@@ -68,7 +68,10 @@ fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
 fn is_harmless(line: &Metadata<'_>) -> bool {
     // `Level`s are ordered by how much they say.
     let target = line.target();
-    target == "stepwell" || target.starts_with("stepwell::") || *line.level() <= Level::INFO
+    let is_of = |name: &str| {
+        target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    is_of("stepwell") || (*line.level() <= Level::INFO && !is_of("rmcp"))
 }
 
 #[cfg(test)]
@@ -99,6 +102,7 @@ mod tests {
         tracing::subscriber::with_default(filtered(filter("trace").unwrap()).with(layer), || {
             tracing::trace!(target: "h2", "authorization: canary");
             tracing::info!(target: "sqlx", "slow statement");
+            tracing::error!(target: "rmcp::service", "what a server sent: canary");
             tracing::trace!(target: "stepwell::log", "flushed");
             tracing::trace!(target: "stepwell_of_somebody_else", "canary");
         });

@@ -56,6 +56,12 @@ impl Departure {
         Ok(())
     }
 
+    /// Sends a request of a library that was handed the client: this attempt is asked when the
+    /// connection stands, and told that it leaves.
+    pub async fn during<F: Future>(self: Arc<Self>, sending: F) -> F::Output {
+        DEPARTURE.scope(self, sending).await
+    }
+
     /// Whether the request left.
     pub fn left(&self) -> Left {
         match self.left.load(Ordering::SeqCst) {

@@ -122,6 +122,13 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
+impl Failure {
+    /// What it means that a request of the gate's client failed like this.
+    pub fn of(error: &reqwest::Error) -> Self {
+        failure(error)
+    }
+}
+
 fn failure(error: &reqwest::Error) -> Failure {
     if !error.is_connect() {
         return Failure::NoAnswer;

@@ -36,7 +36,7 @@ impl Driver {
         let Some((_, call)) = self.call(call_id) else { return };
         let arguments = call.arguments.clone();
         let Some(definition) = self.plan.tool(&call.tool) else { return };
-        let Some(tool) = self.engine.tools.find(definition) else { return };
+        let Some(tool) = self.tool(&call.tool, definition) else { return };
         let making = Making {
             tool,
             effect: call.effect,

@@ -42,6 +42,8 @@ pub(super) struct Driver {
     rev: Arc<AtomicI32>,
     /// The step that this driver opened, or opened again.
     pub(super) opened: Option<i32>,
+    /// The step for which this driver has looked what the plan's MCP servers have.
+    pub(super) learned: Option<i32>,
     /// Whether this node may act for the run.
     pub(super) faith: Faith,
     /// Calls under way. They end with the driver, unless it was the run that was lost.
@@ -102,6 +104,7 @@ impl Driver {
             lane,
             rev,
             opened: None,
+            learned: None,
             faith,
             calls: JoinSet::new(),
             in_flight: HashSet::new(),
@@ -170,6 +173,7 @@ impl Driver {
             let started = write::started(&self.folded);
             self.tell(started)?;
         }
+        self.learn_for(&decision).await?;
         match decision {
             Decision::Done => Err(Stop::Rest),
             Decision::StartStep(step) => {

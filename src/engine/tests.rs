@@ -156,6 +156,7 @@ impl Stage {
                 self.clock.clone(),
                 Gate::new(Destinations::default()),
                 Secrets::default(),
+                Tasks::new(),
             ),
             slots,
             child,

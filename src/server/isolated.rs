@@ -65,7 +65,7 @@ pub async fn drive_one(config: Config, order: Order) -> Result<(), StartError> {
         log,
         models: Arc::new(models),
         catalogue: Arc::new(config.catalogue()),
-        tools: tools(&config),
+        tools: tools(&config, &work),
         slots: 1,
         child: None,
         retention: config.retention,

@@ -98,8 +98,9 @@ async fn open(config: &Config, lent: bool) -> Result<SharedStore, StartError> {
 }
 
 /// What tools are called with.
-fn tools(config: &Config) -> Tools {
-    Tools::new(Clock::system(), Gate::new(config.destinations.clone()), config.secrets.clone())
+fn tools(config: &Config, work: &Tasks) -> Tools {
+    let gate = Gate::new(config.destinations.clone());
+    Tools::new(Clock::system(), gate, config.secrets.clone(), work.clone())
 }
 
 /// Brings the database's schema up to date.
@@ -150,7 +151,7 @@ impl Server {
             log: log.clone(),
             models,
             catalogue: catalogue.clone(),
-            tools: tools(&config),
+            tools: tools(&config, &work),
             slots,
             child: Some(isolated::command(&config)?),
             retention: config.retention,

@@ -20,7 +20,7 @@ const MAX_TOLD: usize = 4 * 1024;
 const NOTE: usize = 64;
 /// How deeply a result may be nested; what is deeper stays text. Requests have the same bound, and
 /// events, which results are a part of, must stay readable.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 
 /// A tool that is called by HTTP.
 pub(super) struct Http {
@@ -186,7 +186,7 @@ fn beginning(text: &str, most: usize) -> &str {
 }
 
 /// Whether a value is nested at most so deeply. It was parsed, so its depth has a bound already.
-fn is_flat_enough(value: &Value, depth: usize) -> bool {
+pub(super) fn is_flat_enough(value: &Value, depth: usize) -> bool {
     match (value, depth.checked_sub(1)) {
         (Value::Array(values), Some(left)) => values.iter().all(|v| is_flat_enough(v, left)),
         (Value::Object(fields), Some(left)) => fields.values().all(|v| is_flat_enough(v, left)),

@@ -13,6 +13,7 @@
 
 mod builtin;
 mod http;
+pub mod mcp;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::clock::Clock;
 use crate::domain::ids::{CallId, RunId, WorkspaceId};
 use crate::domain::tool;
 use crate::egress::{Gate, Secrets};
+use crate::shutdown::Tasks;
 
 pub use crate::egress::{Departure, Left};
 
@@ -76,12 +78,16 @@ pub struct Tools {
     clock: Clock,
     gate: Arc<Gate>,
     secrets: Arc<Secrets>,
+    /// The MCP servers of all agents.
+    pub servers: Arc<mcp::Servers>,
 }
 
 impl Tools {
-    /// Tools with these means.
-    pub fn new(clock: Clock, gate: Gate, secrets: Secrets) -> Self {
-        Self { clock, gate: Arc::new(gate), secrets: Arc::new(secrets) }
+    /// Tools with these means. What goes on behind their back is one of `tasks`.
+    pub fn new(clock: Clock, gate: Gate, secrets: Secrets, tasks: Tasks) -> Self {
+        let (gate, secrets) = (Arc::new(gate), Arc::new(secrets));
+        let servers = mcp::Servers::new(gate.clone(), secrets.clone(), tasks);
+        Self { clock, gate, secrets, servers }
     }
 
     /// The tool that a definition means; `None` where somebody else makes the call.
@@ -94,8 +100,10 @@ impl Tools {
                 let (gate, secrets) = (self.gate.clone(), self.secrets.clone());
                 Some(Box::new(http::Http::new(http.clone(), gate, secrets)))
             }
+            // Found by what its server has told of it: `mcp::Servers::tool`.
+            tool::Tool::Mcp(_) => None,
             // Theirs to come: their agents are refused.
-            tool::Tool::Client(_) | tool::Tool::Mcp(_) | tool::Tool::Agent(_) => None,
+            tool::Tool::Client(_) | tool::Tool::Agent(_) => None,
         }
     }
 }
