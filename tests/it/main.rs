@@ -16,6 +16,8 @@ mod engine;
 #[cfg(test)]
 mod house;
 #[cfg(test)]
+mod mcp;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod nodes;

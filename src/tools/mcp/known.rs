@@ -69,19 +69,17 @@ impl Known {
         ask: impl Future<Output = Answer> + Send + 'static,
     ) -> Answer {
         let key = (of.clone(), tool.to_owned());
-        let answer = match self.state().find_or_ask(&key, ask) {
+        let answer = match self.state().find_or_ask(&key, Instant::now(), ask) {
             Ok(listing) => return Ok(listing),
             Err(asking) => asking,
         };
         let answer = answer.await;
-        self.state().settle(key, answer)
+        self.state().settle(key, Instant::now(), answer)
     }
 
     /// A server does not know a tool that it had listed: the next one who needs the list asks again.
     pub(super) fn doubt(&self, of: &Pinned, tool: &str) {
-        if let Some(entry) = self.state().lists.get_mut(&(of.clone(), tool.to_owned())) {
-            entry.good_until = Instant::now();
-        }
+        self.state().doubt(&(of.clone(), tool.to_owned()), Instant::now());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -94,9 +92,9 @@ impl State {
     fn find_or_ask(
         &mut self,
         key: &Key,
+        now: Instant,
         ask: impl Future<Output = Answer> + Send + 'static,
     ) -> Result<Listing, Shared<Asking>> {
-        let now = Instant::now();
         if let Some(entry) = self.lists.get_mut(key).filter(|entry| now < entry.good_until) {
             entry.used_at = now;
             return Ok(entry.listing.clone());
@@ -113,9 +111,8 @@ impl State {
     }
 
     /// Keeps an answer. All who waited for it come by with the same one.
-    fn settle(&mut self, key: Key, answer: Answer) -> Answer {
+    fn settle(&mut self, key: Key, now: Instant, answer: Answer) -> Answer {
         self.asking.remove(&key);
-        let now = Instant::now();
         match answer {
             Ok(listing) => {
                 self.keep(key, listing.clone(), now);
@@ -131,6 +128,12 @@ impl State {
                 entry.used_at = now;
                 Ok(entry.listing.clone())
             }
+        }
+    }
+
+    fn doubt(&mut self, key: &Key, now: Instant) {
+        if let Some(entry) = self.lists.get_mut(key) {
+            entry.good_until = now;
         }
     }
 
@@ -165,72 +168,99 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use serde_json::Map;
-    use uuid::Uuid;
+    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::domain::tool::{Discovered, Listed};
 
-    fn pinned(version: i32) -> Pinned {
-        let workspace_id = WorkspaceId::from_uuid(Uuid::nil());
-        Pinned { workspace_id, agent_id: "a".parse().unwrap(), version }
+    fn key(version: i32) -> Key {
+        let agent_id = "a".parse().unwrap();
+        (Pinned { workspace_id: WorkspaceId::DEFAULT, agent_id, version }, "s".to_owned())
     }
 
-    fn listing(description: usize) -> Listing {
-        let listed = Listed {
-            name: "t".to_owned(),
-            description: "x".repeat(description),
-            parameters: Map::new(),
+    fn listing() -> Listing {
+        let (name, description) = ("t".to_owned(), String::new());
+        Arc::new([Arc::new(Discovered::new(
+            "s",
+            Listed { name, description, parameters: Map::new() },
+        ))])
+    }
+
+    fn trouble() -> Trouble {
+        Trouble::passing("could not be reached")
+    }
+
+    /// What is said at this time, if the server answers like this.
+    fn told(state: &mut State, version: i32, now: Instant, answer: Answer) -> Answer {
+        let given = answer.clone();
+        match state.find_or_ask(&key(version), now, async move { given }) {
+            Ok(listing) => Ok(listing),
+            Err(_asking) => state.settle(key(version), now, answer),
+        }
+    }
+
+    #[test]
+    fn a_list_is_asked_for_again_after_ten_minutes_or_when_it_was_doubted() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let (first, second) = (listing(), listing());
+        let mut is = |now: Instant, answer: &Listing, listing: &Listing, doubt: bool| {
+            if doubt {
+                state.doubt(&key(1), now);
+            }
+            let told = told(&mut state, 1, now, Ok(answer.clone())).unwrap();
+            assert!(Arc::ptr_eq(&told, listing));
         };
-        Arc::new([Arc::new(Discovered::new("s", listed))])
+        is(start, &first, &first, false);
+        is(start + FRESH - Duration::from_secs(1), &second, &first, false);
+        is(start + FRESH, &second, &second, false);
+        is(start + FRESH, &first, &second, false);
+        is(start + FRESH, &first, &first, true);
     }
 
-    async fn told(known: &Known, version: i32, answer: Answer) -> Answer {
-        known.listing(&pinned(version), "s", async move { answer }).await
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_list_is_asked_for_again_after_ten_minutes_or_when_it_was_doubted() {
-        let known = Known::default();
-        let (first, second) = (listing(1), listing(2));
-        assert!(Arc::ptr_eq(&told(&known, 1, Ok(first.clone())).await.unwrap(), &first));
-        assert!(Arc::ptr_eq(&told(&known, 1, Ok(second.clone())).await.unwrap(), &first));
-        tokio::time::advance(FRESH).await;
-        assert!(Arc::ptr_eq(&told(&known, 1, Ok(second.clone())).await.unwrap(), &second));
-        known.doubt(&pinned(1), "s");
-        assert!(Arc::ptr_eq(&told(&known, 1, Ok(first.clone())).await.unwrap(), &first));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_falls_silent_keeps_the_tools_that_it_had() {
-        let known = Known::default();
-        let trouble = Trouble::passing("could not be reached");
-        assert_eq!(told(&known, 1, Err(trouble.clone())).await.unwrap_err(), trouble);
-        let first = told(&known, 1, Ok(listing(1))).await.unwrap();
-        tokio::time::advance(FRESH).await;
-        assert!(Arc::ptr_eq(&told(&known, 1, Err(trouble.clone())).await.unwrap(), &first));
+    #[test]
+    fn a_server_that_falls_silent_keeps_the_tools_that_it_had() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let (first, second) = (listing(), listing());
+        assert_eq!(told(&mut state, 1, start, Err(trouble())).unwrap_err(), trouble());
+        told(&mut state, 1, start, Ok(first.clone())).unwrap();
+        let silent = start + FRESH;
+        let kept = told(&mut state, 1, silent, Err(trouble())).unwrap();
+        assert!(Arc::ptr_eq(&kept, &first));
         // And is not asked before every single step.
-        let second = listing(2);
-        assert!(Arc::ptr_eq(&told(&known, 1, Ok(second.clone())).await.unwrap(), &first));
-        tokio::time::advance(FRESH_ENOUGH).await;
-        assert!(Arc::ptr_eq(&told(&known, 1, Ok(second.clone())).await.unwrap(), &second));
+        let kept = told(&mut state, 1, silent, Ok(second.clone())).unwrap();
+        assert!(Arc::ptr_eq(&kept, &first));
+        let kept = told(&mut state, 1, silent + FRESH_ENOUGH, Ok(second.clone())).unwrap();
+        assert!(Arc::ptr_eq(&kept, &second));
+    }
+
+    #[test]
+    fn what_was_not_needed_for_the_longest_time_goes_first() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        for version in 0..1_000 {
+            told(&mut state, version, at(version.unsigned_abs().into()), Ok(listing())).unwrap();
+        }
+        told(&mut state, 0, at(1_000), Err(trouble())).expect("it is known, and needed");
+        told(&mut state, 1_000, at(1_001), Ok(listing())).unwrap();
+        told(&mut state, 0, at(1_002), Err(trouble())).expect("it was needed just now");
+        told(&mut state, 1, at(1_003), Err(trouble())).expect_err("it had to go");
+        assert_eq!(state.lists.len(), 1_000);
+        assert_eq!(state.bytes, 1_000 * bytes(&listing()));
     }
 
     #[tokio::test]
     async fn many_who_need_a_list_ask_once() {
         let known = Known::default();
-        let (asked, answer) = (AtomicUsize::new(0), tokio::sync::Semaphore::new(0));
-        let (asked, answer) = (Arc::new(asked), Arc::new(answer));
+        let (asked, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let one = || {
-            let (asked, answer) = (asked.clone(), answer.clone());
-            let of = pinned(1);
-            let known = &known;
+            let (asked, answer, known) = (asked.clone(), answer.clone(), &known);
             async move {
                 let ask = async move {
                     asked.fetch_add(1, Ordering::SeqCst);
                     let _ = answer.acquire().await;
-                    Ok(listing(1))
+                    Ok(listing())
                 };
-                known.listing(&of, "s", ask).await.unwrap()
+                known.listing(&key(1).0, "s", ask).await.unwrap()
             }
         };
         // The one who asked first gives up; the others get the answer.
@@ -245,19 +275,5 @@ mod tests {
         let lists = futures_util::future::join_all(others).await;
         assert!(lists.iter().all(|list| Arc::ptr_eq(list, &lists[0])));
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_was_not_needed_for_the_longest_time_goes_first() {
-        let known = Known::default();
-        for version in 0..1_000 {
-            told(&known, version, Ok(listing(1))).await.unwrap();
-            tokio::time::advance(Duration::from_millis(1)).await;
-        }
-        told(&known, 0, Err(Trouble::passing(""))).await.expect("it is known, and needed");
-        tokio::time::advance(Duration::from_millis(1)).await;
-        told(&known, 1_000, Ok(listing(1))).await.unwrap();
-        told(&known, 0, Err(Trouble::passing(""))).await.expect("it was needed just now");
-        told(&known, 1, Err(Trouble::passing(""))).await.expect_err("it had to go");
     }
 }

@@ -4,6 +4,7 @@ pub mod client;
 pub mod databases;
 pub mod disk;
 pub mod files;
+pub mod mcp_server;
 pub mod model_server;
 pub mod peers;
 pub mod postgres;

@@ -1,0 +1,143 @@
+//! The reference server of the protocol's authors (`tests/mcp`), called by an agent.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{agent, log, of, serve};
+use crate::support::on_both_databases;
+
+on_both_databases! {
+    the_reference_server_is_discovered_and_called;
+    a_slow_call_of_the_reference_server_is_cancelled;
+}
+
+/// The reference server, on a port of its own.
+struct Everything {
+    process: Child,
+    url: String,
+    said: Arc<Mutex<String>>,
+}
+
+impl Everything {
+    async fn start() -> Self {
+        tokio::task::spawn_blocking(Self::start_now).await.expect("no panic")
+    }
+
+    fn start_now() -> Self {
+        let root = env!("CARGO_MANIFEST_DIR");
+        let installed = Command::new(format!("{root}/tests/mcp/install.sh"))
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("tests/mcp/install.sh");
+        assert!(installed.status.success(), "the reference servers are installed");
+        let folder = String::from_utf8(installed.stdout).expect("a folder");
+        let main = "node_modules/@modelcontextprotocol/server-everything/dist/index.js";
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("an address").port();
+        drop(free);
+        let mut process = Command::new("node")
+            .arg(format!("{}/{main}", folder.trim()))
+            .arg("streamableHttp")
+            .env("PORT", port.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("node");
+        let said = Arc::new(Mutex::new(String::new()));
+        let (lines, stderr) =
+            (said.clone(), BufReader::new(process.stderr.take().expect("stderr")));
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let mut said = lines.lock().expect("no panic");
+                said.push_str(&line);
+                said.push('\n');
+            }
+        });
+        let server = Self { process, url: format!("http://127.0.0.1:{port}/mcp"), said };
+        server.wait_for("listening on port");
+        server
+    }
+
+    fn wait_for(&self, words: &str) {
+        let until = Instant::now() + Duration::from_secs(30);
+        while !self.said.lock().expect("no panic").contains(words) {
+            assert!(Instant::now() < until, "no {words:?}: {:?}", self.said);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Everything {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn the_reference_server_is_discovered_and_called(url: String) {
+    let (_setup, server) = serve(url).await;
+    let everything = Everything::start().await;
+    let tools = json!([{"type": "mcp", "name": "every", "url": everything.url, "effect": "read"}]);
+    let calls = json!([
+        {"tool": "every__echo", "arguments": {"message": "hello"}},
+        {"tool": "every__get-sum", "arguments": {"a": 2, "b": 3}},
+        {"tool": "every__get-structured-content", "arguments": {"location": "Chicago"}},
+        {"tool": "every__get-tiny-image"},
+        {"tool": "every__echo", "arguments": {"message": 7}},
+        {"tool": "every__get-resource-reference", "arguments": {"resourceType": "Text", "resourceId": -1}},
+    ]);
+    let agent = agent("every", &tools, &calls);
+    server.client.post("/v1/agents", &agent).await.expect(201);
+    let end = server.client.run_to_end("every", &json!({"input": "Go"})).await;
+    assert_eq!(end["status"], "completed", "{end}");
+    let log = log(&server.client, &end).await;
+    let result = |tool: &str| {
+        let completed = of(&log, "tool_call.completed");
+        let found = completed.into_iter().find(|event| event["tool"] == tool);
+        found.unwrap_or_else(|| panic!("{tool}: {log:?}"))["result"].clone()
+    };
+    assert_eq!(result("every__echo"), "Echo: hello");
+    assert_eq!(result("every__get-sum"), "The sum of 2 and 3 is 5.");
+    assert!(result("every__get-structured-content")["temperature"].is_number());
+    let image = result("every__get-tiny-image");
+    assert!(image.as_str().expect("text").contains("[image, image/png, "), "{image}");
+    let failed = of(&log, "tool_call.failed");
+    assert_eq!(failed.len(), 2, "{failed:?}");
+}
+
+async fn a_slow_call_of_the_reference_server_is_cancelled(url: String) {
+    let (_setup, server) = serve(url).await;
+    let client = &server.client;
+    let everything = Everything::start().await;
+    let tools = json!([{"type": "mcp", "name": "every", "url": everything.url}]);
+    let slow = json!({"duration": 60, "steps": 60});
+    let calls = json!([{"tool": "every__trigger-long-running-operation", "arguments": slow}]);
+    client.post("/v1/agents", &agent("slow", &tools, &calls)).await.expect(201);
+    let run = client.post("/v1/agents/slow/runs", &json!({"input": "Go"})).await.expect(202);
+    let run_id = run["run_id"].as_str().expect("run_id");
+    client.events(run_id, 0).await.until("tool_call.started").await;
+    // Long enough for the call to be there; it takes a minute.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let asked = Instant::now();
+    client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await;
+    let end = client.wait(run_id).await;
+    assert_eq!(end["status"], "cancelled");
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    // The session of the list has ended before; this is that of the call.
+    let ended = tokio::task::spawn_blocking(move || {
+        let until = Instant::now() + Duration::from_secs(10);
+        let ended = || {
+            let said = everything.said.lock().expect("no panic");
+            said.matches("Received session termination request").count()
+        };
+        while ended() < 2 {
+            assert!(Instant::now() < until, "{:?}", everything.said);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    ended.await.expect("the session ended");
+}
