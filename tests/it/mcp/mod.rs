@@ -11,7 +11,7 @@ use crate::support::client::Client;
 use crate::support::server::{Server, Setup};
 
 /// The servers of these tests are on this machine.
-const YAML: &str = "";
+const YAML: &str = "egress: { allow: [127.0.0.1] }\n";
 
 async fn serve(database_url: String) -> (Setup, Server) {
     let setup = Setup::new(database_url, YAML).on_a_port_that_stays();
