@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{agent, log, of, run, serve};
-use crate::support::mcp_server::{self, McpServer, event, events, tool, tools};
+use super::{Handler, agent, log, of, run, serve};
+use crate::support::mcp_server::{self, McpServer, events, tool, tools};
 use crate::support::model_server::{End, Piece, Reply, Request};
 use crate::support::on_both_databases;
 
@@ -37,7 +37,7 @@ async fn a_list_without_end_is_cut_or_refused(url: String) {
         tool["description"] = json!("x".repeat(2 * 1024 * 1024));
         tools(request, &json!([tool]))
     };
-    let cases: [(&str, Box<dyn Fn(&Request) -> Reply + Send + Sync>, &str); 4] = [
+    let cases: [(&str, Handler, &str); 4] = [
         ("big", Box::new(big), "sent too much"),
         (
             "garbage",
@@ -142,6 +142,4 @@ async fn hostile_bytes_fail_a_call_and_not_the_run(url: String) {
         let answered = of(&log, "tool_call.completed").len() + of(&log, "tool_call.failed").len();
         assert_eq!(answered, 1, "{n}");
     }
-    let long = event(&json!(1), &json!({}));
-    assert!(!server.log().contains("canary") && !long.is_empty());
 }
