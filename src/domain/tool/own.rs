@@ -88,10 +88,10 @@ pub struct ClientTool {
 
 /// The tools of an MCP server, over streamable HTTP.
 ///
-/// The server is asked for them before a run's first step, and what it says is remembered for ten minutes. The
-/// model gets each as `{name}__{tool}`; where that is longer than 64 characters or has others than letters,
-/// digits, `_` and `-`, it is made to fit and ends in 8 digits of a hash. A server that cannot be asked for 30 s
-/// ends the run `failed` with `error.code` `tool_error`.
+/// The server is asked for them before a run's first step, and what it says is remembered for ten
+/// minutes. The model gets each as `{name}__{tool}`; where that is longer than 64 characters or has
+/// others than letters, digits, `_` and `-`, it is made to fit and ends in 8 digits of a hash. A
+/// server that cannot be asked for 30 s ends the run `failed` with `error.code` `tool_error`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct McpTool {
