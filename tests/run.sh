@@ -2,7 +2,8 @@
 # Checks everything there is to check, and says in the end whether all is well.
 #
 #   tests/run.sh                    format, lints, docs, all tests on SQLite and Postgres, generated clients
-#   tests/run.sh --no-clients       without the generated clients and schemathesis (no Node, no npm, no PyPI)
+#   tests/run.sh --no-clients       without the generated clients, schemathesis and the reference MCP server
+#                                   (no Node, no npm, no PyPI)
 #   tests/run.sh --only FILTER      only the Rust tests whose name contains FILTER
 #   tests/run.sh --full             the crash tests in their long versions (hours, not minutes)
 #
@@ -211,6 +212,8 @@ say "Stepwell: $(cargo --version), $(nproc 2>/dev/null || echo '?') cores, $(git
 
 step "postgres" start_postgres
 step "strace" install_strace
+# The tests would install it themselves; here it shows if that fails.
+[ $clients = no ] || step "reference MCP server" tests/mcp/install.sh
 if [ -z "$only" ]; then
   step "format" cargo fmt --check
   step "lints" lints
@@ -226,7 +229,8 @@ if step "build" cargo test --locked --no-run --quiet; then
     # By their whole names: a part of one is a part of others too (config::edge).
     # shellcheck disable=SC2046,SC2086
     counted "tests" timeout $foreground -k 10 1800 \
-      cargo test --locked --no-fail-fast ${only:+"$only"} -- ${crash_tests:+$(printf -- '--skip %s ' $crash_tests)}
+      cargo test --locked --no-fail-fast ${only:+"$only"} -- ${crash_tests:+$(printf -- '--skip %s ' $crash_tests)} \
+      $([ $clients = yes ] || echo --skip mcp::reference)
   fi
   if [ -n "$crash_tests" ]; then
     [ $full = no ] && patience=1800 || patience=28800

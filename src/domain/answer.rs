@@ -150,7 +150,7 @@ pub fn decide(
     let mut events = match verdict.decision {
         ApprovalDecision::Approve => {
             if let Some(arguments) = &verdict.arguments {
-                plan.check_edited(&call.tool, arguments)
+                plan.check_call(&call.tool, arguments)
                     .map_err(|told| invalid("/arguments", told))?;
                 decided.arguments = arguments.clone();
             }

@@ -123,23 +123,6 @@ impl Plan {
         }
     }
 
-    /// Whether a person may have a call made with these arguments. What only an MCP server knows, and
-    /// nobody here has asked it, is checked when the call is made.
-    ///
-    /// # Errors
-    /// In words for that person.
-    pub fn check_edited(&self, tool: &str, arguments: &Value) -> Result<(), String> {
-        let is_theirs = |own: &Tool| match own {
-            Tool::Mcp(mcp) => tool.strip_prefix(&mcp.name).is_some_and(|n| n.starts_with("__")),
-            Tool::Http(_) | Tool::Client(_) | Tool::Agent(_) | Tool::Builtin(_) => false,
-        };
-        if self.tool(tool).is_none() && self.settings.tools.iter().any(is_theirs) {
-            let is_object = arguments.is_object();
-            return is_object.then_some(()).ok_or_else(|| "must be a JSON object".to_owned());
-        }
-        self.check_call(tool, arguments).map(drop)
-    }
-
     /// Reads a final text as the output that was asked for; `None` when none was.
     ///
     /// # Errors

@@ -2,8 +2,9 @@
 //!
 //! Each step begins with a look at what is known; after a crash, the new driver asks anew. A server that
 //! cannot be asked does not brick the run, nor does the run go on without tools that it was given: it
-//! waits for 30 s, and then ends `failed/tool_error`, which may be retried. A server that was known and is silent
-//! now keeps the tools that it had (`tools::mcp`), so this meets runs only where nobody knows them.
+//! waits for 30 s, and then ends `failed/tool_error`, which may be retried. A server that was known and
+//! is silent now keeps the tools that it had (`tools::mcp`), so this meets runs only where nobody knows
+//! them.
 
 use std::time::Duration;
 

@@ -86,22 +86,33 @@ pub struct ClientTool {
     pub approval_timeout_seconds: u32,
 }
 
-/// The tools of an MCP server.
+/// The tools of an MCP server, over streamable HTTP.
+///
+/// The server is asked for them before a run's first step, and what it says is remembered for ten
+/// minutes. The model gets each as `{name}__{tool}`; where that is longer than 64 characters or has
+/// others than letters, digits, `_` and `-`, it is made to fit and ends in 8 digits of a hash. A
+/// server that cannot be asked for 30 s ends the run `failed` with `error.code` `tool_error`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct McpTool {
     /// What the names of its tools begin with: `{name}__{tool}`; `^[a-zA-Z0-9_-]{1,64}$`.
     pub name: String,
-    /// Where its streamable HTTP endpoint is.
+    /// Its streamable HTTP endpoint. `https`, and on the public internet, unless the server's operator
+    /// has opened another place.
     #[schema(examples("https://mcp.example.com/mcp"))]
     pub url: String,
-    /// Headers of every request; a value may hold `${secret.NAME}`.
+    /// Headers of every request, for example `authorization`; a value may hold `${secret.NAME}`, a secret
+    /// of the server's operator for that host.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Which of its tools may be called, by their names there; all when left out.
+    /// Which of its tools the model may call, by their names there, at most 128; all when left out. A
+    /// model does better with few: name those that the agent needs.
     #[serde(default)]
+    #[schema(max_items = 128)]
     pub allowed_tools: Option<Vec<String>>,
-    /// What a call of any of them does to the world, and so whether it may be repeated.
+    /// What a call of any of them does to the world, and so whether it may be repeated; what the server
+    /// claims of its tools is not relied on. For tools of different effects, name the server twice,
+    /// with different `allowed_tools`.
     #[serde(default)]
     pub effect: Effect,
     /// Whether somebody must agree before each call.

@@ -10,14 +10,14 @@
 //!   and the log get them.
 //!
 //! **Names.** A model knows the tool `t` of the server `s` as `s__t`; a name that models' wires do not
-//! take is made to fit (`domain::tool::Discovered`). `allowed_tools` are names as the server gives them; one that
-//! it does not have is left out, and logged.
+//! take is made to fit (`domain::tool::Discovered`). `allowed_tools` are names as the server gives them;
+//! one that it does not have is left out, and logged.
 //!
-//! **What is known of a call.** Greetings come first; the call has left when its `Departure` says so. Until
-//! then it certainly was not made. Behind it, an error of the protocol, a status that is no success and
-//! an answer that makes no sense are known failures; a connection that breaks, or a time-out, leaves the
-//! call unknown. What may be repeated follows from the effect that the agent declares (`engine::attempts`): a
-//! server's own `readOnlyHint` is a claim of somebody we do not know.
+//! **What is known of a call.** Greetings come first; the call has left when its `Departure` says so.
+//! Until then it certainly was not made. Behind it, an error of the protocol and a status that is no
+//! success are known failures; a connection that breaks, a time-out, an answer that makes no sense or has
+//! no end leave the call unknown. What may be repeated follows from the effect that the agent declares
+//! (`engine::attempts`): a server's own `readOnlyHint` is a claim of somebody we do not know.
 //!
 //! **What a hostile server can do** is to fail its own calls, late, and to tell the model something in
 //! at most as many bytes as any tool. Bytes, pages, tools, resumptions, time and the length of its

@@ -44,7 +44,7 @@ pub(super) struct Trouble {
     pub what: String,
     /// Whether it may be gone the next time.
     pub lasts: Lasts,
-    /// Whether it is the server's answer to the session's call: then it is known what became of it.
+    /// Whether it is the server's answer to the session's call, and says that it was not made.
     pub is_answer: bool,
 }
 
@@ -188,7 +188,6 @@ impl Wire {
             }
             _ => (None, false),
         };
-        let answered = |trouble: Trouble| Trouble { is_answer: is_call, ..trouble };
         let client = self.0.gate.client(&self.0.url).map_err(|failure| self.failed(failure))?;
         let headers = self.headers(protocol, session_id.as_deref());
         let body = serde_json::to_vec(&message)?;
@@ -208,22 +207,23 @@ impl Wire {
             let what = format!("answered with HTTP status {}{words}", status.as_u16());
             let passes = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
             let trouble = if passes { Trouble::passing(what) } else { Trouble::lasting(what) };
-            return Err(self.note(answered(trouble)));
+            return Err(self.note(Trouble { is_answer: is_call, ..trouble }));
         }
+        // From here on the server has taken the request: what makes no sense says nothing of what it did.
         let Some(id) = asked else { return Ok(StreamableHttpPostResponse::Accepted) };
         if content_type.starts_with("text/event-stream") {
             return Ok(StreamableHttpPostResponse::Sse(events(body), session_id));
         }
         if !content_type.starts_with("application/json") {
             let what = "answered with neither JSON nor an event stream";
-            return Err(self.note(answered(Trouble::lasting(what))));
+            return Err(self.note(Trouble::lasting(what)));
         }
         let body = read(body, usize::MAX).await.map_err(StreamableHttpError::Client)?;
         match answer_to(&id, &body) {
             Some(message) => Ok(StreamableHttpPostResponse::Json(message, session_id)),
             None => {
                 let what = "answered with something that is no answer to the request";
-                Err(self.note(answered(Trouble::lasting(what))))
+                Err(self.note(Trouble::lasting(what)))
             }
         }
     }
@@ -275,7 +275,7 @@ impl Wire {
                         return Ok(bytes);
                     }
                     left.store(0, Ordering::Relaxed);
-                    Trouble { is_answer: wire.call_left(), ..Trouble::lasting("sent too much") }
+                    Trouble::lasting("sent too much")
                 }
                 Err(_) => Trouble::passing("broke its answer off"),
             };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{log, of, run, serve};
+use super::{Handler, log, of, run, serve};
 use crate::support::mcp_server::{self, McpServer, event, events};
 use crate::support::model_server::{End, Reply, Request};
 use crate::support::on_both_databases;
@@ -18,9 +18,8 @@ on_both_databases! {
     an_answer_that_breaks_off_is_taken_up_where_it_was;
     a_cancelled_run_tells_the_server_and_closes_the_connection;
     a_crash_in_the_middle_of_a_call_repeats_it_or_asks;
+    a_secret_goes_to_its_server_and_comes_back_from_nowhere;
 }
-
-type Handler = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
 
 fn result(value: Value) -> Handler {
     Box::new(move |request| mcp_server::result(request, &value))
@@ -66,26 +65,8 @@ async fn every_answer_becomes_what_the_model_can_read(url: String) {
         (Box::new(asking), completed(json!("asked"))),
         (Box::new(refused), failed("The MCP server refused the call: Bad arguments, sorry")),
         (
-            Box::new(|_| {
-                Reply::json(&json!({"jsonrpc": "2.0", "id": 9, "result": {"content": []}}))
-            }),
-            failed("The MCP server answered with something that is no answer to the request."),
-        ),
-        (
-            Box::new(|_| Reply::json(&json!("no JSON-RPC"))),
-            failed("The MCP server answered with something that is no answer to the request."),
-        ),
-        (
             result(json!({"unheard": "of"})),
             failed("The MCP server answered with something that is no result of a tool."),
-        ),
-        (
-            Box::new(|_| Reply::Whole {
-                status: 200,
-                headers: vec![("content-type".to_owned(), "text/html".to_owned())],
-                body: b"<html>".to_vec(),
-            }),
-            failed("The MCP server answered with neither JSON nor an event stream."),
         ),
         (
             Box::new(|_| Reply::Whole {
@@ -121,7 +102,8 @@ async fn a_call_that_breaks_off_is_repeated_if_its_effect_allows_it_and_asked_fo
     url: String,
 ) {
     let (_setup, server) = serve(url).await;
-    // Before the head of an answer, in the middle of a JSON answer, and of a stream.
+    // Before the head of an answer, in the middle of a JSON answer, and of a stream; and answers that
+    // say nothing of what the server did.
     let half = b"{\"jsonrpc\":".to_vec();
     let breaks = [
         Reply::Reset,
@@ -132,6 +114,14 @@ async fn a_call_that_breaks_off_is_repeated_if_its_effect_allows_it_and_asked_fo
         },
         events(&["data: {}\n\n".to_owned()], End::Close),
         events(&["data: {}\n\n".to_owned()], End::Clean),
+        Reply::json(&json!({"jsonrpc": "2.0", "id": 9, "result": {"content": []}})),
+        Reply::json(&json!("no JSON-RPC")),
+        Reply::Whole {
+            status: 200,
+            headers: vec![("content-type".to_owned(), "text/html".to_owned())],
+            body: b"<html>".to_vec(),
+        },
+        Reply::Whole { status: 202, headers: Vec::new(), body: Vec::new() },
     ];
     for (n, broken) in breaks.into_iter().enumerate() {
         for effect in ["read", "idempotent", "once"] {
@@ -248,4 +238,54 @@ async fn a_crash_in_the_middle_of_a_call_repeats_it_or_asks(url: String) {
     assert_eq!(key(&keys[0]), key(&keys[1]), "the same key on both attempts");
     // The new process did not know what the servers have, and asked.
     assert_eq!(read.requests("tools/list").len(), 2);
+}
+
+async fn a_secret_goes_to_its_server_and_comes_back_from_nowhere(url: String) {
+    // A variable that the server inherits from cargo.
+    let value = env!("CARGO_PKG_DESCRIPTION");
+    let secret = "{ env: CARGO_PKG_DESCRIPTION, hosts: [127.0.0.1] }";
+    let yaml = format!("{}secrets: {{ T: {secret} }}\n", super::YAML);
+    let server = crate::support::server::Setup::new(url, yaml).start().await;
+    let mcp = McpServer::start().await;
+    let echo = |request: &Request| request.headers["authorization"].clone();
+    mcp.on_list(move |request| {
+        let mut tool = mcp_server::tool("act");
+        tool["description"] = json!(echo(request));
+        let named = mcp_server::tool(&echo(request));
+        mcp_server::tools(request, &json!([tool, named]))
+    });
+    let mut tool = mcp.tool("remote", "once");
+    tool["headers"] = json!({"authorization": "Bearer ${secret.T}"});
+    let answers: [(Handler, Value); 3] = [
+        (Box::new(move |r| mcp_server::text(r, &echo(r))), json!("Bearer [secret T]")),
+        (
+            Box::new(move |r| mcp_server::error(r, -32000, &echo(r))),
+            json!("The MCP server refused the call: Bearer [secret T]"),
+        ),
+        (
+            Box::new(move |r| {
+                let error =
+                    json!({"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": echo(r)}});
+                let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+                Reply::Whole { status: 403, headers, body: error.to_string().into_bytes() }
+            }),
+            json!("The MCP server answered with HTTP status 403: Bearer [secret T]."),
+        ),
+    ];
+    for (n, (answer, told)) in answers.into_iter().enumerate() {
+        mcp.on_call(answer);
+        let (end, log) = run(&server.client, &format!("agent-{n}"), tool.clone()).await;
+        let answered = [of(&log, "tool_call.completed"), of(&log, "tool_call.failed")].concat();
+        let is = answered[0].get("result").unwrap_or(&answered[0]["error"]);
+        assert_eq!(*is, told, "{n}");
+        let calls = mcp.calls();
+        assert_eq!(calls[n].headers["authorization"], format!("Bearer {value}"));
+        let agent = server.client.get(&format!("/v1/agents/agent-{n}")).await.expect(200);
+        for shown in [end.to_string(), json!(log).to_string(), agent.to_string(), server.log()] {
+            assert!(!shown.contains(value), "{n}: {shown}");
+        }
+    }
+    tool["headers"] = json!({"authorization": "Bearer ${secret.NONE}"});
+    let agent = super::agent("unknown", &json!([tool]), &json!([]));
+    assert_eq!(server.client.post("/v1/agents", &agent).await.status, 422);
 }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{agent, log, of, run, serve};
-use crate::support::mcp_server::{self, McpServer, event, events, tool, tools};
+use super::{Handler, agent, log, of, run, serve};
+use crate::support::mcp_server::{self, McpServer, events, tool, tools};
 use crate::support::model_server::{End, Piece, Reply, Request};
 use crate::support::on_both_databases;
 
@@ -37,7 +37,7 @@ async fn a_list_without_end_is_cut_or_refused(url: String) {
         tool["description"] = json!("x".repeat(2 * 1024 * 1024));
         tools(request, &json!([tool]))
     };
-    let cases: [(&str, Box<dyn Fn(&Request) -> Reply + Send + Sync>, &str); 4] = [
+    let cases: [(&str, Handler, &str); 4] = [
         ("big", Box::new(big), "sent too much"),
         (
             "garbage",
@@ -87,10 +87,10 @@ async fn an_answer_without_end_is_broken_off(url: String) {
         let mcp = McpServer::start().await;
         let reply = flood(piece, times);
         mcp.on_call(move |_| reply.clone());
-        let (end, log) = run(client, name, mcp.tool("remote", "once")).await;
+        let (end, log) = run(client, name, mcp.tool("remote", "read")).await;
         assert_eq!(end["status"], "completed", "{name}: {end}");
         assert_eq!(of(&log, "tool_call.failed")[0]["error"], "The MCP server sent too much.");
-        assert_eq!(mcp.calls().len(), 1);
+        assert_eq!(mcp.calls().len(), 3);
     }
     let grown = server.memory().saturating_sub(before);
     assert!(grown < 200 * 1024 * 1024, "{grown} bytes");
@@ -127,7 +127,7 @@ async fn hostile_bytes_fail_a_call_and_not_the_run(url: String) {
         format!(r#"{{"content":[{{"type":"text","text":"{}"}}]}}"#, "é".repeat(500_000)),
     ];
     let calls = json!([{"tool": "remote__act"}]);
-    let tools = json!([mcp.tool("remote", "once")]);
+    let tools = json!([mcp.tool("remote", "read")]);
     client.post("/v1/agents", &agent("bytes", &tools, &calls)).await.expect(201);
     for (n, text) in texts.into_iter().enumerate() {
         mcp.on_call(move |request| {
@@ -142,6 +142,4 @@ async fn hostile_bytes_fail_a_call_and_not_the_run(url: String) {
         let answered = of(&log, "tool_call.completed").len() + of(&log, "tool_call.failed").len();
         assert_eq!(answered, 1, "{n}");
     }
-    let long = event(&json!(1), &json!({}));
-    assert!(!server.log().contains("canary") && !long.is_empty());
 }

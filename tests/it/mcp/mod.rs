@@ -8,7 +8,11 @@ mod reference;
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
+use crate::support::model_server::{Reply, Request};
 use crate::support::server::{Server, Setup};
+
+/// How a scripted server answers.
+type Handler = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
 
 /// The servers of these tests are on this machine.
 const YAML: &str = "egress: { allow: [127.0.0.1] }\n";

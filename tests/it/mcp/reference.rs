@@ -1,6 +1,6 @@
 //! The reference server of the protocol's authors (`tests/mcp`), called by an agent.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -43,20 +43,14 @@ impl Everything {
             .arg(format!("{}/{main}", folder.trim()))
             .arg("streamableHttp")
             .env("PORT", port.to_string())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("node");
         let said = Arc::new(Mutex::new(String::new()));
-        let (lines, stderr) =
-            (said.clone(), BufReader::new(process.stderr.take().expect("stderr")));
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let mut said = lines.lock().expect("no panic");
-                said.push_str(&line);
-                said.push('\n');
-            }
-        });
+        let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
+        keep(stdout.expect("stdout"), said.clone());
+        keep(stderr.expect("stderr"), said.clone());
         let server = Self { process, url: format!("http://127.0.0.1:{port}/mcp"), said };
         server.wait_for("listening on port");
         server
@@ -69,6 +63,17 @@ impl Everything {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Keeps what the server says.
+fn keep(pipe: impl Read + Send + 'static, said: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut said = said.lock().expect("no panic");
+            said.push_str(&line);
+            said.push('\n');
+        }
+    });
 }
 
 impl Drop for Everything {
