@@ -145,7 +145,8 @@ impl RunStatus {
             // A take-over after a crash starts again and changes no status.
             (S::Queued | S::Running, Signal::Started) => Ok(S::Running),
             (S::Cancelling, Signal::Started) => Ok(S::Cancelling),
-            (S::Running, Signal::Parked) => Ok(S::RequiresAction),
+            // Parked again: something else is asked for.
+            (S::Running | S::RequiresAction, Signal::Parked) => Ok(S::RequiresAction),
             (S::RequiresAction, Signal::Resumed) => Ok(S::Queued),
             (S::Running | S::RequiresAction, Signal::CancelRequested) => Ok(S::Cancelling),
             (S::Queued, Signal::Ended(end)) => match end {
@@ -176,7 +177,7 @@ impl RunStatus {
                 | S::Failed
                 | S::Expired => illegal,
             },
-            (S::RequiresAction, Signal::Started | Signal::Parked)
+            (S::RequiresAction, Signal::Started)
             | (S::Queued, Signal::Parked | Signal::Resumed | Signal::CancelRequested)
             | (S::Running, Signal::Resumed)
             | (S::Cancelling, Signal::Parked | Signal::Resumed | Signal::CancelRequested)

@@ -18,7 +18,9 @@ use std::sync::Arc;
 use crate::clock::Clock;
 use crate::domain::event::{Entry, Event};
 use crate::domain::fold::{FoldError, Folded};
+use crate::domain::run::RunStatus;
 use crate::domain::time::Timestamp;
+use crate::domain::write;
 use crate::store::{GuestDecide, GuestDecision, Locked, Owner, RunUpdate};
 
 pub use answers::{CallAnswer, answer, decide, report};
@@ -40,9 +42,20 @@ fn append(
     let run_id = locked.record.row.run_id;
     let before = folded.open_actions(run_id);
     let mut facts: Vec<Entry> = Vec::with_capacity(events.len());
-    for (seq, event) in (locked.record.last_seq + 1..).zip(events) {
+    let mut push = |folded: &mut Folded, seq: i32, event: &Event| {
         facts.push(event.entry(run_id, seq, now).map_err(|error| error.to_string())?);
-        folded.apply(seq, now, event.clone()).map_err(|error: FoldError| error.to_string())?;
+        folded.apply(seq, now, event.clone()).map_err(|error: FoldError| error.to_string())
+    };
+    let mut seq = locked.record.last_seq;
+    for event in events {
+        seq += 1;
+        push(folded, seq, event)?;
+    }
+    // Whoever waits for the run to ask for something learns what it asks for now.
+    let asks = folded.open_actions(run_id).iter().any(|action| !before.contains(action));
+    if folded.status == RunStatus::RequiresAction && asks {
+        let parked = write::parked(folded, run_id);
+        push(folded, seq + 1, &parked)?;
     }
     let update = RunUpdate::since(&before, folded, run_id, owner(folded));
     Ok(GuestDecision::Append { facts, update })

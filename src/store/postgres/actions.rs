@@ -15,9 +15,8 @@ use super::{PostgresStore, failure};
 
 /// By the primary key of `actions`.
 const CLEAR: &str = "\
-delete from actions a
-using unnest($1::uuid[]) v (run_id)
-where a.run_id = v.run_id";
+delete from actions
+where run_id = any($1)";
 
 /// By the primary key of `runs`.
 const OPEN: &str = "\
@@ -32,8 +31,9 @@ cross join lateral (
     limit 1
 ) r";
 
-/// By `actions_by_kind`, and each run by its primary key. A run that has ended has no open action; that
-/// is asked all the same, for a server of an older version knows nothing of them.
+/// By `actions_by_kind`, and each run by its primary key (`is not distinct from` keeps other indexes out
+/// of it). A run that has ended has no open action; that is asked all the same, for a server of an older
+/// version knows nothing of them.
 macro_rules! list {
     ($order:literal) => {
         concat!(
@@ -44,7 +44,7 @@ cross join lateral (
     select r.agent_id
     from runs r
     where r.run_id = a.run_id
-    and r.workspace_id = $1
+    and r.workspace_id is not distinct from $1
     and r.status < 10
     limit 1
 ) r

@@ -22,7 +22,7 @@ use stepwell::domain::run::{ActionType, RunError, RunErrorCode, RunStatus};
 use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
 use stepwell::domain::write::{self, NewIds};
-use stepwell::domain::{tool::Effect, transcript};
+use stepwell::domain::{overtaken, tool::Effect, transcript};
 
 use crate::support::transcripts::assert_valid;
 
@@ -463,6 +463,48 @@ fn a_call_that_must_not_be_repeated_is_asked_about_after_a_crash() {
     let none = HashSet::new();
     let now = Now { at: run.now, in_flight: &none, log_events: 5, log_bytes: 0 };
     assert_eq!(decide(&run.folded, &run.plan, &now), Decision::AskOutcome(vec![call.call_id]));
+}
+
+/// A call that may be made once is asked for, with its start on its way and not durable, when somebody
+/// else writes to the run.
+#[test]
+fn a_call_whose_start_nobody_saw_is_made_and_not_asked_about() {
+    let mut run = Simulation::new(&mut Dice(vec![].into_iter()));
+    run.push(write::started(&run.folded));
+    run.push(write::step_started(&run.folded, &run.plan, 1));
+    let pay = RequestedCall { tool: "pay".to_owned(), arguments: "{}".to_owned() };
+    let answer = ModelAnswer {
+        content: String::new(),
+        reasoning: String::new(),
+        tool_calls: vec![pay],
+        finish_reason: FinishReason::ToolCalls,
+        usage: Usage::default(),
+        provider_state: None,
+    };
+    run.push(write::answered(1, &run.plan, answer, &mut run.clock.clone()));
+    let call = run.folded.open_step().expect("open").calls[0].clone();
+    assert_eq!(call.effect, Effect::Once);
+    let started = write::call_started(1, &call, &run.plan);
+    let holds = |run: &Simulation, event: &Event| {
+        overtaken::still_holds(&run.folded, run.next_seq(), run.now, event)
+    };
+    assert!(!holds(&run, &started), "it was never made");
+    let none = HashSet::new();
+    let now = Now { at: run.now, in_flight: &none, log_events: 5, log_bytes: 0 };
+    assert_eq!(decide(&run.folded, &run.plan, &now), Decision::CallTools(vec![call.call_id]));
+    // What a tool said is kept, unless somebody else has answered for it.
+    run.push(vec![started]);
+    let call = run.folded.open_step().expect("open").calls[0].clone();
+    let done = write::call_answered(1, &call, Ok(json!(1)), run.now);
+    assert!(holds(&run, &done));
+    run.push(vec![done.clone()]);
+    assert!(!holds(&run, &done));
+    // What was built upon what is decided again goes with it.
+    let closes = write::step_completed(&run.folded, run.folded.open_step().expect("open"), run.now);
+    assert!(holds(&run, &closes));
+    let next = write::step_started(&run.folded, &run.plan, 2).remove(0);
+    assert!(!holds(&run, &next), "the step before it is still open");
+    assert!(!overtaken::is_being_written(&run.folded, 2));
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 use stepwell::clock::Clock;
+use stepwell::domain::answer::{Refusal, Report, Said};
 use stepwell::domain::event::{
     Event, MessageCompleted, RunRequiresAction, StatusChanged, StepStarted, ToolCallCreated,
     ToolCallOutcomeUnknown, ToolCallStarted,
 };
+use stepwell::domain::fold::CallState;
 use stepwell::domain::fold::Folded;
 use stepwell::domain::ids::{CallId, MessageId};
 use stepwell::domain::message::Role;
@@ -13,8 +15,8 @@ use stepwell::domain::model::FinishReason;
 use stepwell::domain::run::RunStatus;
 use stepwell::domain::tool::Effect;
 use stepwell::domain::usage::Usage;
-use stepwell::log::{CallAnswer, Log};
-use stepwell::store::{AppendOutcome, Owner, RunUpdate, SharedStore};
+use stepwell::log::{CallAnswer, Log, guest};
+use stepwell::store::{AppendOutcome, GuestOutcome, GuestWrite, Owner, RunUpdate, SharedStore};
 use uuid::Uuid;
 
 use crate::store::fixtures::*;
@@ -24,6 +26,8 @@ conformance!(
     an_answer_is_taken_while_another_node_drives_the_run,
     an_answer_resumes_a_run_that_waits_for_nothing_else,
     an_answer_to_what_is_answered_changes_nothing,
+    somebody_says_what_became_of_a_call_whose_outcome_is_unknown,
+    a_call_is_made_again_when_somebody_wants_it_to_be,
 );
 
 fn call(n: u128) -> CallId {
@@ -154,4 +158,47 @@ async fn an_answer_to_what_is_answered_changes_nothing(store: SharedStore) {
     assert_eq!(append_to(&store, 1, rev, last, Some(change)).await, AppendOutcome::Written);
     answer(&log, call(1), Ok(json!(4))).await;
     assert_eq!(types(&store, length).await, ["run.completed"], "nothing follows the end");
+}
+
+/// What somebody says; the types of what that left behind.
+async fn say(log: &Log, call_id: CallId, said: Said) -> Result<Vec<&'static str>, Refusal> {
+    let report = Report { call_id, said, said_by: Some("key_1".to_owned()) };
+    let decide = guest::report(&log.clock, report);
+    let write = GuestWrite { workspace_id: HOME, run_id: run_id(1), key: None, decide };
+    match log.visit(write).await.unwrap() {
+        GuestOutcome::Done { appended, .. } => {
+            Ok(appended.iter().map(|entry| entry.event_type.as_str()).collect())
+        }
+        GuestOutcome::Refused(refusal) => Err(refusal),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn somebody_says_what_became_of_a_call_whose_outcome_is_unknown(store: SharedStore) {
+    let log = stage(&store, &parked(&[call(1), call(2)]), Owner::Nobody { due_at: None }).await;
+    let paid = Said::Result(json!({"paid": true}));
+    assert_eq!(say(&log, call(1), paid.clone()).await, Ok(vec!["tool_call.completed"]));
+    assert_eq!(say(&log, call(1), paid).await, Ok(vec![]), "the same again is fine");
+    let other = say(&log, call(1), Said::Failed("No.".to_owned())).await;
+    assert_eq!(other, Err(Refusal::AlreadyDecided(call(1))));
+    assert_eq!(say(&log, call(9), Said::Again).await, Err(Refusal::NoSuchCall));
+    assert_eq!(row(&store, 1).await.status, RunStatus::RequiresAction);
+    let failed = say(&log, call(2), Said::Failed("No.".to_owned())).await;
+    assert_eq!(failed, Ok(vec!["tool_call.failed", "run.resumed"]));
+    let resumed = row(&store, 1).await;
+    assert!(resumed.status == RunStatus::Queued && resumed.due_at.is_some());
+}
+
+async fn a_call_is_made_again_when_somebody_wants_it_to_be(store: SharedStore) {
+    let log = stage(&store, &parked(&[call(1)]), Owner::Nobody { due_at: None }).await;
+    let again = say(&log, call(1), Said::Again).await;
+    assert_eq!(again, Ok(vec!["approval.decided", "run.resumed"]));
+    assert_eq!(say(&log, call(1), Said::Again).await, Ok(vec![]), "the same again is fine");
+    let late = say(&log, call(1), Said::Result(json!(1))).await;
+    assert_eq!(late, Err(Refusal::AlreadyDecided(call(1))));
+    let facts = store.read_facts(HOME, run_id(1), 0).await.unwrap();
+    let folded = Folded::read(&facts).unwrap();
+    let (_, made) = folded.call(call(1)).unwrap();
+    // It is to be made, as the second attempt; what it was made with before is not what is asked.
+    assert_eq!((&made.state, made.attempt, made.retried), (&CallState::Ready, 1, true));
 }

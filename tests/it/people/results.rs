@@ -163,6 +163,11 @@ async fn a_call_that_needs_leave_first_is_approved_and_then_waited_for(url: Stri
     client.post(&at(&run, "approvals"), &approve(&call_id)).await.expect(409);
     client.post(&at(&run, "tool-results"), &result(&call_id, json!(1))).await.expect(202);
     assert_eq!(client.wait(&id(&run)).await["status"], "completed");
+    // Who waits to be asked is asked twice: for leave, then for the result.
+    let log = events(client, &id(&run)).await;
+    let asked = log.iter().filter(|event| event["type"] == "run.requires_action");
+    let asked: Vec<_> = asked.map(|event| event["required_actions"][0]["type"].clone()).collect();
+    assert_eq!(asked, ["approval", "tool_result"]);
 }
 
 async fn the_same_result_again_is_fine_and_another_is_not(url: String) {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use stepwell::domain::event::Entry;
-use stepwell::domain::ids::NodeId;
+use stepwell::domain::ids::{CallId, NodeId};
 use stepwell::domain::page::{From, Order, Page};
-use stepwell::domain::run::RunStatus;
+use stepwell::domain::run::{ActionType, OpenAction, RequiredAction, RunStatus};
 use stepwell::domain::time::Timestamp;
 use stepwell::store::{
     AppendOutcome, Batch, CreateOutcome, GuestDecision, GuestOutcome, GuestWrite, Locked, NewRun,
@@ -314,6 +314,7 @@ impl Play {
             };
             change = Some(RunUpdate {
                 steps_completed: steps + i32::from(step_over),
+                actions: asked(run, seq),
                 owner,
                 ..update(RunStatus::Running, seq)
             });
@@ -356,6 +357,7 @@ impl Play {
             let seq = locked.record.last_seq + 1;
             let update = RunUpdate {
                 steps_completed: locked.record.row.steps_completed,
+                actions: asked(run, seq),
                 owner,
                 ..update(locked.record.row.status, seq)
             };
@@ -406,7 +408,8 @@ impl Play {
             GuestDecision::Erase { at: at(1) }
         } else {
             let end = completed(run_id(run), known.next_seq());
-            let update = RunUpdate { steps_completed: known.steps, ..ends(end.seq) };
+            let actions = Some(vec![]);
+            let update = RunUpdate { steps_completed: known.steps, actions, ..ends(end.seq) };
             known.status = RunStatus::Completed;
             known.due = None;
             known.log.push(end.clone());
@@ -479,6 +482,10 @@ impl Play {
                 ask!(self, |s| async move { s.list_runs(HOME, filter, page).await.unwrap() });
             }
         }
+        for order in [Order::Asc, Order::Desc] {
+            let page = &Page { limit: 4, from: From::Start, order };
+            ask!(self, |s| async move { s.list_approvals(HOME, page).await.unwrap() });
+        }
         ask!(self, |s| async move { s.recent_durations(HOME, &agent_id("a")).await.unwrap() });
         for n in 0..NODES {
             ask!(self, |s| async move { s.owned(node(n)).await.unwrap() });
@@ -527,4 +534,27 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(play(ops));
     }
+}
+
+/// The actions that a run asks for behind the event `seq`: now none, now one or two, or as before.
+fn asked(run: u32, seq: i32) -> Option<Vec<OpenAction>> {
+    let kinds: &[ActionType] = match seq % 4 {
+        0 => &[],
+        1 => &[ActionType::Approval],
+        2 => &[ActionType::ToolResult, ActionType::Approval],
+        _ => return None,
+    };
+    let open = |(n, kind): (u128, &ActionType)| {
+        let id = 0x019a_0c5e_7d2a_7000_9000_0000_0000_0000 + u128::from(run) * 1_000 + n;
+        let action = RequiredAction {
+            action_type: *kind,
+            run_id: run_id(run),
+            call_id: CallId::from_uuid(uuid::Uuid::from_u128(id)),
+            tool: "pay".to_owned(),
+            arguments: serde_json::json!({"n": seq}),
+            expires_at: None,
+        };
+        OpenAction { action, created_at: at(i64::from(seq)) }
+    };
+    Some((u128::try_from(seq).unwrap()..).step_by(3).zip(kinds).map(open).collect())
 }

@@ -12,7 +12,7 @@ use super::sample::*;
 use crate::support::postgres;
 
 /// 100,000 runs of 4 agents, all completed but for every thousandth; every tenth is labelled; half
-/// belong to another workspace.
+/// belong to another workspace. One of those that go on, in the middle, has 50,000 open approvals.
 const FILL: &str = "
 insert into runs (run_id, workspace_id, agent_id, agent_version, status, rev, epoch, crashes,
     fact_seq, steps_completed, input_tokens, cached_input_tokens, output_tokens, reasoning_tokens,
@@ -33,6 +33,17 @@ select run_id, 2, '{}', '2020-01-01' from runs where agent_id <> 'a';
 insert into idempotency (workspace_id, scope, key, fingerprint, resource, created_at)
 select 1, 's', i, '', 'run_' || replace(run_id::text, '-', ''), i
 from (select run_id, row_number() over () as i from runs where agent_id <> 'a') r;
+insert into actions (run_id, call_id, workspace_id, kind, created_at, data)
+select r.run_id, c.id, r.workspace_id, 2, 1, '{\"type\":\"approval\",\"run_id\":\"run_'
+    || replace(r.run_id::text, '-', '') || '\",\"call_id\":\"call_' || replace(c.id::text, '-', '')
+    || '\",\"tool\":\"t\",\"arguments\":{},\"expires_at\":null}'
+from runs r
+cross join lateral (
+    select ('019a0000-' || lpad(to_hex(i), 4, '0') || '-7000-8000-' || right(r.run_id::text, 12))::uuid
+        as id
+    from generate_series(1, 50000) i
+) c
+where r.created_at = 50000 and r.agent_id <> 'a';
 insert into flushes (node_id, lane, n, at)
 select '019a0000-0000-7000-8000-000000000000', 0, i, i from generate_series(1, 100000) i;
 ";
@@ -103,9 +114,16 @@ async fn ask_everything(store: &PostgresStore, me: NodeId) {
     store.flush(&batch(me, vec![], appends)).await.expect("a flush");
     let appends = all.iter().map(|id| deltas(*id, 4..6)).collect();
     store.flush(&batch(me, vec![], appends)).await.expect("a flush");
+    let asks = all.iter().map(|id| asking(*id, 6)).collect();
+    store.flush(&batch(me, vec![], asks)).await.expect("a flush");
+    for order in [Order::Asc, Order::Desc] {
+        let page = Page { limit: 20, from: From::Start, order };
+        let listed = store.list_approvals(WS, &page).await.expect("a page");
+        assert!(!listed.rows.is_empty(), "somebody is asked");
+    }
     store.heads(&all).await.expect("heads");
     for run_id in all {
-        assert_eq!(seqs(store, run_id).await, [1, 2, 3, 4, 5]);
+        assert_eq!(seqs(store, run_id).await, [1, 2, 3, 4, 5, 6]);
         store.load_run(WS, run_id).await.expect("a run");
         store.load_driveable(me, run_id).await.expect("a run");
     }
@@ -185,7 +203,7 @@ async fn rows_read(url: &str) -> i64 {
             where i.relid = t.relid
         ) i on true
         where t.relname like 'run%'
-        or t.relname in ('flushes', 'idempotency')",
+        or t.relname in ('flushes', 'idempotency', 'actions')",
     )
     .fetch_one(&mut admin)
     .await

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use stepwell::clock::Clock;
 use stepwell::domain::agent::{Agent, ManagedBy};
 use stepwell::domain::event::{Entry, Event, EventType, StatusChanged};
-use stepwell::domain::ids::{NodeId, RunId, WorkspaceId};
-use stepwell::domain::run::RunStatus;
+use stepwell::domain::ids::{CallId, NodeId, RunId, WorkspaceId};
+use stepwell::domain::run::{ActionType, OpenAction, RequiredAction, RunStatus};
 use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
 use stepwell::store::{
@@ -123,6 +123,21 @@ pub fn update(fact_seq: i32) -> RunUpdate {
 /// One fact with its row.
 pub fn facts(run_id: RunId, seq: i32) -> Append {
     Append { run_id, rev: 1, entries: vec![fact(run_id, seq)], update: Some(update(seq)) }
+}
+
+/// One fact, with which the run begins to ask for an approval.
+pub fn asking(run_id: RunId, seq: i32) -> Append {
+    let action = RequiredAction {
+        action_type: ActionType::Approval,
+        run_id,
+        call_id: CallId::from_uuid(Clock::system().uuid()),
+        tool: "pay".to_owned(),
+        arguments: serde_json::json!({}),
+        expires_at: None,
+    };
+    let open = OpenAction { action, created_at: NOW };
+    let update = RunUpdate { actions: Some(vec![open]), ..update(seq) };
+    Append { update: Some(update), ..facts(run_id, seq) }
 }
 
 /// Deltas with these seqs.
