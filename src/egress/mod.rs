@@ -5,7 +5,7 @@
 //! happens:
 //!
 //! - The URL is checked as it was *parsed*, so that every spelling of an address is the same one.
-//! - Names are resolved here ([`resolve`]), each time anew. All addresses of an answer are checked, one
+//! - Names are resolved here ([`Lookup`]), each time anew. All addresses of an answer are checked, one
 //!   that is refused spoils the answer, and the connection goes to what was checked: a name that has
 //!   another address the next time is checked the next time.
 //! - A redirect is an answer like any other, and never followed. No proxy is taken from the environment.
@@ -34,7 +34,7 @@ use url::Url;
 
 use crate::domain::egress::{Destinations, Refused};
 
-pub use departure::{Departure, Left, Permit};
+pub use departure::{Departure, Left, Permit, Withheld};
 pub use reqwest::Client;
 pub use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 pub use resolve::{Lookup, SystemLookup};
