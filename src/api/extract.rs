@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::app::{AppError, reading};
+use crate::domain::depth::is_too_deep;
 use crate::domain::ids::{AgentId, RunId};
+use crate::domain::limits::MAX_DEPTH;
 
 use super::edge::Noted;
 use super::idempotency::Keyed;
@@ -23,8 +25,6 @@ use super::{ApiError, ApiState, ErrorCode};
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes of a body that is too large which are still read, so that its sender can read the answer.
 pub const MAX_DISCARDED_BYTES: usize = 32 * 1024 * 1024;
-/// Deeper documents are refused: whatever walks them may recurse.
-const MAX_DEPTH: usize = 64;
 /// A body that has not arrived by then is not coming: nobody may hold a connection with a drip.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -160,20 +160,10 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
     let invalid = |message: String| ApiError::new(ErrorCode::InvalidJson, message);
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|error| invalid(format!("The body is not valid JSON: {error}.")))?;
-    if is_deeper(&value, MAX_DEPTH) {
+    if is_too_deep(&value) {
         return Err(invalid(format!("The body is nested more than {MAX_DEPTH} levels deep.")));
     }
     Ok(value)
-}
-
-/// Recurses at most as deep as the parser let through, which is 128.
-fn is_deeper(value: &Value, levels: usize) -> bool {
-    match value {
-        Value::Array(_) | Value::Object(_) if levels == 0 => true,
-        Value::Array(values) => values.iter().any(|value| is_deeper(value, levels - 1)),
-        Value::Object(fields) => fields.values().any(|value| is_deeper(value, levels - 1)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
-    }
 }
 
 /// A kind of id that stands in paths.

@@ -23,6 +23,8 @@ pub const SUSPECT: i32 = 2;
 pub const CONVICTED: i32 = SUSPECT + 1;
 /// Tool calls that one model turn may ask for; what exceeds it is a broken answer.
 pub const MAX_CALLS_PER_STEP: usize = 128;
+/// Levels of nesting in JSON that a client, a model or a tool wrote (`domain::depth`).
+pub const MAX_DEPTH: usize = 64;
 /// Bytes of one tool result that the model and the log get; more is cut with a note.
 pub const MAX_RESULT_BYTES: usize = 256 * 1024;
 /// Messages that may wait until a run's next model call; whoever sends more does not wait for answers.

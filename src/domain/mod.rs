@@ -16,6 +16,7 @@
 pub mod agent;
 pub mod answer;
 pub mod decide;
+pub mod depth;
 pub mod egress;
 pub mod event;
 pub mod fold;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::agent::AgentSettings;
+use super::depth::is_too_deep;
 use super::limits;
+use super::limits::MAX_DEPTH;
 use super::model::{Catalogue, ModelName};
 use super::money::{Price, Usd};
 use super::schema::Schema;
@@ -131,6 +133,9 @@ impl Plan {
         let Some(schema) = &self.output else { return Ok(None) };
         let value: Value = serde_json::from_str(unfenced(text))
             .map_err(|error| format!("it is not JSON ({error})"))?;
+        if is_too_deep(&value) {
+            return Err(format!("it is nested more than {MAX_DEPTH} levels deep"));
+        }
         schema.check(&value)?;
         Ok(Some(value))
     }

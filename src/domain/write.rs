@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::decide::Ending;
+use super::depth::is_too_deep;
 use super::event::{
     Approval, Awaits, Event, MessageCompleted, RunEnded, RunRequiresAction, StatusChanged,
     StepEnded, StepRestarted, StepStarted, ToolCallCompleted, ToolCallCreated, ToolCallFailed,
@@ -157,14 +158,14 @@ fn after(now: Timestamp, seconds: u32) -> Timestamp {
     now.plus(std::time::Duration::from_secs(u64::from(seconds)))
 }
 
-/// The arguments as an object, or as the raw text where the model wrote none. Some models write
+/// The arguments as an object, or as the raw text where the model wrote none or a bottomless one. Some models write
 /// nothing at all for a tool without parameters.
 fn arguments(raw: String) -> Value {
     if raw.trim().is_empty() {
         return Value::Object(serde_json::Map::new());
     }
     match serde_json::from_str(&raw) {
-        Ok(value @ Value::Object(_)) => value,
+        Ok(value @ Value::Object(_)) if !is_too_deep(&value) => value,
         Ok(_) | Err(_) => Value::String(raw),
     }
 }

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use url::Url;
 
+use crate::domain::depth::is_too_deep;
 use crate::domain::limits::MAX_RESULT_BYTES;
 use crate::domain::tool::{HttpMethod, HttpTool, UrlTemplate};
 use crate::egress::{Answer, Failure, Gate, HeaderMap, HeaderName, HeaderValue, Request, Secrets};
@@ -18,9 +19,6 @@ const ATTEMPTS: u32 = 3;
 const MAX_TOLD: usize = 4 * 1024;
 /// Bytes kept free for the note that something was cut.
 const NOTE: usize = 64;
-/// How deeply a result may be nested; what is deeper stays text. Requests have the same bound, and
-/// events, which results are a part of, must stay readable.
-pub(super) const MAX_DEPTH: usize = 64;
 
 /// A tool that is called by HTTP.
 pub(super) struct Http {
@@ -88,7 +86,7 @@ impl Http {
     fn result(&self, answer: &Answer) -> Value {
         if answer.is_whole
             && let Ok(value) = serde_json::from_slice::<Value>(&answer.body)
-            && is_flat_enough(&value, MAX_DEPTH)
+            && !is_too_deep(&value)
         {
             return self.secrets.redact_json(value);
         }
@@ -183,14 +181,4 @@ fn set_default(headers: &mut HeaderMap, name: &'static str, value: &'static str)
 
 fn beginning(text: &str, most: usize) -> &str {
     text.get(..text.floor_char_boundary(most)).unwrap_or_default()
-}
-
-/// Whether a value is nested at most so deeply. It was parsed, so its depth has a bound already.
-pub(super) fn is_flat_enough(value: &Value, depth: usize) -> bool {
-    match (value, depth.checked_sub(1)) {
-        (Value::Array(values), Some(left)) => values.iter().all(|v| is_flat_enough(v, left)),
-        (Value::Object(fields), Some(left)) => fields.values().all(|v| is_flat_enough(v, left)),
-        (Value::Array(_) | Value::Object(_), None) => false,
-        (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_), _) => true,
-    }
 }

@@ -3,9 +3,9 @@
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use serde_json::Value;
 
+use crate::domain::depth::is_too_deep;
 use crate::domain::limits;
 use crate::tools::Outcome;
-use crate::tools::http::{MAX_DEPTH, is_flat_enough};
 
 /// The structured content if there is any, else the texts; what is no text is named, not shown.
 pub(super) fn outcome(result: CallToolResult) -> Outcome {
@@ -20,7 +20,7 @@ pub(super) fn outcome(result: CallToolResult) -> Outcome {
         return Outcome::Failed(cut(said));
     }
     match result.structured_content {
-        Some(value) if is_flat_enough(&value, MAX_DEPTH) => Outcome::Completed(value),
+        Some(value) if !is_too_deep(&value) => Outcome::Completed(value),
         Some(deep) => Outcome::Completed(Value::String(deep.to_string())),
         None => Outcome::Completed(Value::String(text())),
     }

@@ -465,6 +465,38 @@ fn a_call_that_must_not_be_repeated_is_asked_about_after_a_crash() {
     assert_eq!(decide(&run.folded, &run.plan, &now), Decision::AskOutcome(vec![call.call_id]));
 }
 
+/// What a model writes becomes a part of an event, some levels further down; parsers stop at 128.
+#[test]
+fn arguments_and_outputs_without_a_bottom_leave_a_log_that_can_be_read() {
+    for depth in [63, 64, 65, 120, 125, 126, 127, 128, 200] {
+        let mut run = Simulation::new(&mut Dice(vec![].into_iter()));
+        run.push(write::started(&run.folded));
+        run.push(write::step_started(&run.folded, &run.plan, 1));
+        let lists = format!("{}{}", "[".repeat(depth - 1), "]".repeat(depth - 1));
+        let arguments = format!("{{\"text\":{lists}}}");
+        let answer = ModelAnswer {
+            content: String::new(),
+            reasoning: String::new(),
+            tool_calls: vec![RequestedCall { tool: "pay".to_owned(), arguments }],
+            finish_reason: FinishReason::ToolCalls,
+            usage: Usage::default(),
+            provider_state: None,
+        };
+        let events = write::answered(1, &run.plan, answer, &mut run.clock.clone());
+        for event in &events {
+            let entry = event.entry(run.clock.run_id(), 4, run.now).unwrap();
+            assert_eq!(entry.read().unwrap().0, *event, "{depth} levels");
+        }
+        run.push(events);
+        let call = run.folded.open_step().expect("open").calls[0].clone();
+        assert_eq!(call.arguments.is_object(), depth <= 64, "{depth} levels");
+        let settings =
+            AgentSettings { output_schema: Some(json!({})), ..run.plan.settings.clone() };
+        let plan = Plan::new(settings, &Catalogue::default());
+        assert_eq!(plan.output(&lists).is_ok(), depth - 1 <= 64, "{depth} levels");
+    }
+}
+
 /// A call that may be made once is asked for, with its start on its way and not durable, when somebody
 /// else writes to the run.
 #[test]
