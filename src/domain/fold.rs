@@ -10,7 +10,8 @@ use super::event::{
     Approval, ApprovalDecision, Awaits, Entry, Event, MessageCompleted, RunEnded, SteeringInput,
     StepEnded, ToolCallCreated,
 };
-use super::ids::CallId;
+use super::family::Child;
+use super::ids::{CallId, RunId};
 use super::message::Input;
 use super::model::FinishReason;
 use super::money::Usd;
@@ -61,6 +62,10 @@ pub struct Folded {
     pub status: RunStatus,
     /// The newest fact.
     pub last_fact_seq: i32,
+    /// The run that called it.
+    pub parent_run_id: Option<RunId>,
+    /// How many runs are above it.
+    pub depth: u32,
     /// The model it is pinned to.
     pub model: String,
     /// What it was started with.
@@ -77,6 +82,10 @@ pub struct Folded {
     pub usage: Usage,
     /// What all steps that are over cost; `None` once a used model had no price.
     pub cost: Option<Usd>,
+    /// What its child runs cost that have answered; `None` once that is not known of one.
+    pub children_cost: Option<Usd>,
+    /// Actions of its child runs that it said it waits for, when it last parked.
+    pub children_actions: Vec<RequiredAction>,
     /// Steps that are over.
     pub steps_completed: i32,
     /// Milliseconds in `running` before the present stretch.
@@ -128,6 +137,8 @@ pub struct Call {
     pub arguments: Value,
     /// What it does to the world.
     pub effect: Effect,
+    /// The run that answers it, once it was made as one.
+    pub child: Option<Child>,
     /// Where it is.
     pub state: CallState,
     /// How often it was made.
@@ -187,6 +198,8 @@ impl Folded {
         let mut folded = Self {
             status: RunStatus::Queued,
             last_fact_seq: first.seq,
+            parent_run_id: queued.parent_run_id,
+            depth: queued.depth,
             model: queued.model,
             input: queued.input,
             created_at: at,
@@ -195,6 +208,8 @@ impl Folded {
             steering: Vec::new(),
             usage: Usage::default(),
             cost: Some(Usd::ZERO),
+            children_cost: Some(Usd::ZERO),
+            children_actions: Vec::new(),
             steps_completed: 0,
             ran_ms: 0,
             running_since: None,
@@ -232,7 +247,14 @@ impl Folded {
                 self.started_at.get_or_insert(at);
             }
             Event::RunCancelling(_) => self.go(seq, at, Signal::CancelRequested)?,
-            Event::RunRequiresAction(_) => self.go(seq, at, Signal::Parked)?,
+            Event::RunRequiresAction(parked) => {
+                self.go(seq, at, Signal::Parked)?;
+                let own = self.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
+                let is_own = |a: &RequiredAction| own.iter().any(|call| call.call_id == a.call_id);
+                let mut actions = parked.required_actions;
+                actions.retain(|action| !is_own(action));
+                self.children_actions = actions;
+            }
             Event::RunResumed(_) => self.go(seq, at, Signal::Resumed)?,
             Event::RunCompleted(end)
             | Event::RunIncomplete(end)
@@ -289,16 +311,22 @@ impl Folded {
                 call.state = CallState::Started;
                 call.attempt = started.attempt;
                 call.started_at = Some(at);
+                let max_cost = started.child_max_cost_usd;
+                call.child = started.child_run_id.map(|run_id| Child { run_id, max_cost });
             }
             Event::ToolCallCompleted(done) => {
                 let call = self.open_call(done.call_id).ok_or_else(unfit)?;
                 call.state = CallState::Completed(done.result);
                 call.ended_at = Some(at);
+                let child = call.child;
+                self.child_answered(child, done.child_cost_usd);
             }
             Event::ToolCallFailed(failed) => {
                 let call = self.open_call(failed.call_id).ok_or_else(unfit)?;
                 call.state = CallState::Failed(failed.error);
                 call.ended_at = Some(at);
+                let child = call.child;
+                self.child_answered(child, failed.child_cost_usd);
             }
             Event::ToolCallOutcomeUnknown(unknown) => {
                 let call = self.open_call(unknown.call_id).ok_or_else(unfit)?;
@@ -365,6 +393,15 @@ impl Folded {
         Some(())
     }
 
+    fn child_answered(&mut self, child: Option<Child>, cost: Option<Usd>) {
+        if child.is_some() {
+            self.children_cost = match (self.children_cost, cost) {
+                (Some(sum), Some(more)) => Some(sum.plus(more)),
+                (None, _) | (_, None) => None,
+            };
+        }
+    }
+
     /// The open step, if it has this number.
     fn turn(&mut self, step: i32) -> Option<&mut Turn> {
         self.steps.last_mut().filter(|turn| turn.step == step && turn.closed.is_none())
@@ -411,7 +448,19 @@ impl Folded {
         }
     }
 
-    /// What must be answered by somebody outside.
+    /// What it and its child runs that have answered cost so far.
+    pub fn tree_cost_so_far(&self) -> Option<Usd> {
+        Some(self.cost_so_far()?.plus(self.children_cost?))
+    }
+
+    /// The open calls that child runs answer.
+    pub fn live_children(&self) -> impl Iterator<Item = (&Call, Child)> {
+        let calls = self.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
+        let live = calls.iter().filter(|call| call.state == CallState::Started);
+        live.filter_map(|call| call.child.map(|child| (call, child)))
+    }
+
+    /// What must be answered by somebody outside, for calls of its own.
     pub fn required_actions(&self, run_id: super::ids::RunId) -> Vec<RequiredAction> {
         let calls = self.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
         let mut actions = Vec::new();
@@ -482,6 +531,7 @@ impl Call {
             tool: created.tool,
             arguments: created.arguments,
             effect: created.effect,
+            child: None,
             state: match created.awaits {
                 None => CallState::Ready,
                 Some(Awaits::Approval) => CallState::Waiting(ActionType::Approval, None),
@@ -529,6 +579,7 @@ impl Call {
             status,
             result,
             error,
+            child_run_id: self.child.map(|child| child.run_id),
             attempt: self.attempt,
             started_at: self.started_at,
             duration_ms: match (self.started_at, self.ended_at) {

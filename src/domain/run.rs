@@ -317,7 +317,8 @@ pub struct Run {
     pub usage: Usage,
     /// What it cost so far; null when a model that it used has no price.
     pub cost_usd: Option<Usd>,
-    /// What it and its child runs cost so far.
+    /// What it and its child runs cost; those that still run count from their end on. Null when a
+    /// model that one of them used has no price.
     pub tree_cost_usd: Option<Usd>,
     /// The worst case of its first model call; null without a price.
     pub estimated_cost_usd: Option<Usd>,

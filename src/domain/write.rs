@@ -134,6 +134,8 @@ pub fn call_started(step: i32, call: &Call, plan: &Plan) -> Event {
             call_id: call.call_id,
             tool: call.tool.clone(),
             attempt: call.attempt + 1,
+            child_run_id: None,
+            child_max_cost_usd: None,
         }),
         Err(error) => Event::ToolCallFailed(ToolCallFailed {
             step,
@@ -142,6 +144,7 @@ pub fn call_started(step: i32, call: &Call, plan: &Plan) -> Event {
             error,
             duration_ms: 0,
             synthetic: false,
+            child_cost_usd: None,
         }),
     }
 }
@@ -161,6 +164,7 @@ pub fn call_answered(
             tool: call.tool.clone(),
             result: cut(result),
             duration_ms,
+            child_cost_usd: None,
         }),
         Err(error) => Event::ToolCallFailed(ToolCallFailed {
             step,
@@ -169,6 +173,7 @@ pub fn call_answered(
             error,
             duration_ms,
             synthetic: false,
+            child_cost_usd: None,
         }),
     }
 }
@@ -232,6 +237,7 @@ fn synthetic(step: i32, call: &Call, error: &str) -> Event {
         error: error.to_owned(),
         duration_ms: 0,
         synthetic: true,
+        child_cost_usd: None,
     })
 }
 

@@ -4,7 +4,7 @@
 //! before something happens is awaited. When the fence does not hold, or somebody says so, it reads
 //! the row again: then it goes on behind what others wrote, or stops quietly.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -15,10 +15,11 @@ use tokio::task::JoinSet;
 
 use crate::domain::decide::{Decision, Ending, Now, decide};
 use crate::domain::event::{Event, RunEnded, StatusChanged};
+use crate::domain::family::{self, ChildState};
 use crate::domain::fold::Folded;
 use crate::domain::ids::{CallId, RunId};
 use crate::domain::plan::Plan;
-use crate::domain::run::{RunError, RunErrorCode, RunStatus};
+use crate::domain::run::{RequiredAction, RunError, RunErrorCode, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::write;
 use crate::log::lane::{Closed, Haste, Lane, Unseen};
@@ -29,7 +30,7 @@ use super::Engine;
 use super::trust::Faith;
 
 /// Between two tries to read a row while the database is away.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A run being driven.
 pub(super) struct Driver {
@@ -47,6 +48,8 @@ pub(super) struct Driver {
     /// Calls under way. They end with the driver, unless it was the run that was lost.
     pub(super) calls: Calls,
     pub(super) in_flight: HashSet<CallId>,
+    /// Children that were met since the row was last read, and how they were.
+    pub(super) children: HashMap<CallId, ChildState>,
     /// Rung when the log has become as long as a log may be.
     pub(super) overlong: Arc<Notify>,
 }
@@ -102,6 +105,7 @@ impl Driver {
             faith,
             calls: JoinSet::new(),
             in_flight: HashSet::new(),
+            children: HashMap::new(),
             overlong: Arc::default(),
         }
     }
@@ -155,7 +159,13 @@ impl Driver {
     async fn advance(&mut self) -> Result<(), Stop> {
         let now = self.now();
         let (log_events, log_bytes) = self.lane.size();
-        let circumstances = Now { at: now, in_flight: &self.in_flight, log_events, log_bytes };
+        let circumstances = Now {
+            at: now,
+            in_flight: &self.in_flight,
+            children: &self.children,
+            log_events,
+            log_bytes,
+        };
         let decision = decide(&self.folded, &self.plan, &circumstances);
         let ends = matches!(decision, Decision::Done | Decision::End(_));
         let lets_go = self.engine.draining.is_cancelled()
@@ -166,6 +176,13 @@ impl Driver {
         if !ends && self.folded.status == RunStatus::Queued {
             let started = write::started(&self.folded);
             self.tell(started)?;
+            if matches!(decision, Decision::AwaitChildren(_)) {
+                // Its time runs from here on: until when it may wait is decided again.
+                return Ok(());
+            }
+        }
+        if let Some(resumed) = resumed(self.folded.status, &decision) {
+            return self.push(vec![resumed], Owner::Keep).map(drop);
         }
         match decision {
             Decision::Done => Err(Stop::Rest),
@@ -181,6 +198,9 @@ impl Driver {
             }
             Decision::CallTools(calls) => self.call_tools(&calls).await,
             Decision::AwaitTools => self.await_tools().await,
+            Decision::MeetChildren(calls) => self.meet_children(&calls).await,
+            Decision::CancelChildren(calls) => self.cancel_children(&calls).await,
+            Decision::AwaitChildren(until) => self.await_children(until).await,
             Decision::AskOutcome(calls) => {
                 let events = self
                     .open_calls(&calls, |step, call, _| Some(write::outcome_unknown(step, call)));
@@ -256,12 +276,21 @@ impl Driver {
     }
 
     async fn park(&mut self, until: Option<Timestamp>) -> Result<(), Stop> {
+        let of_children = self.children_actions();
         if self.folded.status == RunStatus::RequiresAction {
+            let ids = |actions: &[RequiredAction]| -> HashSet<CallId> {
+                actions.iter().map(|action| action.call_id).collect()
+            };
+            if ids(&of_children) != ids(&self.folded.children_actions) {
+                // Its children wait for something else by now: it says so when it parks again.
+                return self.push(vec![go_on()], Owner::Keep).map(drop);
+            }
             // Looked at too early: it waits as before.
             let until = until.unwrap_or_else(|| self.now().plus(Duration::from_secs(3600)));
             return self.let_go(until, None).await.and(Err(Stop::Rest));
         }
         let event = write::parked(&self.folded, self.run_id());
+        let event = family::with_actions(event, of_children);
         let seq = self.push(vec![event], Owner::Nobody { due_at: until })?;
         self.flushed(seq).await?;
         self.lane.watch.end_tail();
@@ -358,6 +387,7 @@ impl Driver {
         let unseen = self.lane.reopen(row.rev, run.record.last_seq, run.log_bytes);
         self.record = run.record;
         self.folded = folded;
+        self.children.clear();
         if why == Closed::Rejected {
             let message = "The run wrote something that the database cannot keep.".to_owned();
             let error = RunError { code: RunErrorCode::Internal, message, retryable: false };
@@ -380,6 +410,30 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// What is said before a parked run does something again.
+fn resumed(status: RunStatus, decision: &Decision) -> Option<Event> {
+    let acts = match decision {
+        Decision::StartStep(_)
+        | Decision::CallModel
+        | Decision::CallTools(_)
+        | Decision::AwaitTools
+        | Decision::AwaitChildren(_)
+        | Decision::CloseStep => true,
+        Decision::Done
+        | Decision::MeetChildren(_)
+        | Decision::CancelChildren(_)
+        | Decision::AskOutcome(_)
+        | Decision::Expire(_)
+        | Decision::Park(_)
+        | Decision::End(_) => false,
+    };
+    (acts && status == RunStatus::RequiresAction).then(go_on)
+}
+
+const fn go_on() -> Event {
+    Event::RunResumed(StatusChanged { status: RunStatus::Queued })
 }
 
 /// Whether a run rests behind this event.
@@ -428,6 +482,7 @@ impl Engine {
             let error = error.clone();
             let (events, update) = match Folded::read(&run.facts) {
                 Ok(mut folded) => {
+                    self.abandon_children(row, &folded).await;
                     let ending = match folded.status {
                         RunStatus::Cancelling => Ending::Cancelled,
                         RunStatus::Queued
@@ -486,6 +541,8 @@ fn unreadable(run: &Driveable, error: RunError, at: Timestamp) -> (Vec<Event>, R
         steps_completed: row.steps_completed,
         usage: row.usage,
         cost: row.cost,
+        children_cost: row.children_cost,
+        parent_run_id: row.parent_run_id,
         status_message: None,
         started_at: row.started_at,
         completed_at: Some(at),

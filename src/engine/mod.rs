@@ -5,7 +5,7 @@
 //! - [`claim`]: from a due run to a driver in a slot.
 //! - [`drive`]: one run: decide → act → append, until it ends, parks or is lost.
 //! - [`isolate`]: runs that may take their process down get one of their own; [`alone`] is its side.
-//! - [`call_model`] and [`call_tools`]: the two ways to act.
+//! - [`call_model`] and [`call_tools`]: the two ways to act; [`children`]: runs that answer calls.
 //! - [`housekeeping`]: what is old goes.
 //! - [`plans`]: what runs were told to do, ready for use.
 //!
@@ -15,6 +15,7 @@
 mod alone;
 mod call_model;
 mod call_tools;
+mod children;
 mod claim;
 mod drive;
 pub mod housekeeping;

@@ -6,12 +6,15 @@
 //! - [`live`]: what this process knows of runs that somebody watches or drives: tails and wake-ups.
 //! - [`follow`]: a cursor over one run's log.
 //! - [`wake`]: words between nodes (look again); [`pulse`]: how this process does.
-//! - [`desk`]: where created runs meet free slots of this node's engine.
+//! - [`desk`]: where created runs meet free slots of this node's engine; [`draft`]: how they are
+//!   written; [`family`]: parents hear of their children.
 //!
 //! What this room must never do: show anything before its commit, hold a queue for a reader, let what
 //! woke somebody be data, or guess the fate of a commit.
 
 pub mod desk;
+mod draft;
+mod family;
 pub mod follow;
 pub mod guest;
 pub mod journal;
@@ -34,6 +37,7 @@ use crate::store::{
 };
 
 use desk::{Desk, Handover};
+pub use draft::Draft;
 pub use follow::{Cursor, FollowError, Gap, Next};
 pub use guest::CallAnswer;
 use journal::Journal;
@@ -121,6 +125,8 @@ impl Log {
         };
         let own = tasks.clone();
         tasks.spawn(async move { listener.run(&own).await });
+        let (log, own) = (self.clone(), tasks.clone());
+        tasks.spawn(async move { log.rouse_parents(&own).await });
     }
 
     /// Creates a run: durable when this returns. If this node's engine has a free slot, the run is
@@ -192,6 +198,13 @@ impl Log {
         let decide = guest::cancel(&self.clock);
         let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
         self.wrote(run_id);
+        if let GuestOutcome::Done { node_id: None, appended } = &outcome
+            && !appended.is_empty()
+        {
+            // Its parent may wait for it, or it for its children: then somebody must go on with it.
+            self.wake.signal();
+            self.queued();
+        }
         Ok(outcome)
     }
 

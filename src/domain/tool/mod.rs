@@ -176,8 +176,7 @@ impl Tool {
             Self::Http(_) => Some("http"),
             Self::Client(_) => Some("client"),
             Self::Mcp(_) => Some("mcp"),
-            Self::Agent(_) => Some("agent"),
-            Self::Builtin(_) => None,
+            Self::Agent(_) | Self::Builtin(_) => None,
         };
         if let Some(kind) = missing {
             problems.add(format!("{pointer}/type"), format!("{kind} tools are not there yet"));

@@ -3,11 +3,12 @@
 
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
-use super::{events, flush, guest, list, log, nodes, retention, runs};
+use super::{events, families, flush, guest, list, log, nodes, retention, runs};
 
-const SCHEMA: [&str; 2] = [
+const SCHEMA: [&str; 3] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_retention.sql"),
+    include_str!("../../../migrations/sqlite/0004_families.sql"),
 ];
 
 /// What may be scanned: parameters and what was found for them, and the nodes, of whom there are few.
@@ -27,6 +28,7 @@ async fn no_statement_scans_or_sorts_what_grows() {
     }
     let all = [
         events::STATEMENTS,
+        families::STATEMENTS,
         flush::STATEMENTS,
         guest::STATEMENTS,
         list::STATEMENTS,

@@ -7,6 +7,7 @@ use stepwell::clock::Clock;
 use stepwell::domain::agent::{Agent, ManagedBy};
 use stepwell::domain::event::{Entry, Event, EventType, StatusChanged};
 use stepwell::domain::ids::{NodeId, RunId, WorkspaceId};
+use stepwell::domain::money::Usd;
 use stepwell::domain::run::RunStatus;
 use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
@@ -59,6 +60,7 @@ pub fn run(owner: Option<NodeId>) -> NewRun {
             steps_completed: 0,
             usage: Usage::default(),
             cost: None,
+            children_cost: Some(Usd::ZERO),
             status_message: None,
             conversation_id: None,
             parent_run_id: None,
@@ -111,6 +113,8 @@ pub fn update(fact_seq: i32) -> RunUpdate {
         steps_completed: 0,
         usage: Usage::new(10, 0, 20, 0),
         cost: None,
+        children_cost: Some(Usd::ZERO),
+        parent_run_id: None,
         status_message: Some("Working".to_owned()),
         started_at: Some(NOW),
         completed_at: None,
