@@ -448,7 +448,7 @@ impl Engine {
         loop {
             let node_id = self.log.journal.node_id();
             match self.log.store.load_driveable(node_id, run_id).await {
-                Ok(run) => return run,
+                Ok(run) => return run.map(with_first),
                 Err(error) => {
                     tracing::warn!(%run_id, %error, "a run's row cannot be read; trying again");
                     tokio::time::sleep(LOOK_AGAIN).await;
@@ -515,6 +515,13 @@ impl Engine {
             }
         }
     }
+}
+
+/// The run with its first event in the record: how it ended is told from memory for a moment, and its
+/// input is part of that.
+pub(super) fn with_first(mut run: Driveable) -> Driveable {
+    run.record.first = run.facts.first().cloned();
+    run
 }
 
 /// What a run ends with because of a defect of this server.
