@@ -49,7 +49,7 @@ pub struct HttpTool {
 /// The method of an HTTP tool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
-#[allow(missing_docs, reason = "their names are all there is to say")]
+#[expect(missing_docs, reason = "their names are all there is to say")]
 pub enum HttpMethod {
     Get,
     #[default]
