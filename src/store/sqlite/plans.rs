@@ -11,9 +11,22 @@ const SCHEMA: [&str; 3] = [
     include_str!("../../../migrations/sqlite/0004_families.sql"),
 ];
 
-/// What may be scanned: parameters and what was found for them, and the nodes, of whom there are few.
-const SHORT: [&str; 11] =
-    ["jsonb_each", "json_each", "o", "v", "s", "n", "nodes", "run", "e", "CONSTANT", "3"];
+/// What may be scanned: parameters and what was found for them, the nodes, of whom there are few, and
+/// signals, which are taken as soon as they are there.
+const SHORT: [&str; 12] = [
+    "jsonb_each",
+    "json_each",
+    "o",
+    "v",
+    "s",
+    "n",
+    "nodes",
+    "run",
+    "e",
+    "CONSTANT",
+    "3",
+    "child_signals",
+];
 
 /// What may be sorted: runs that are driven or have not ended, and parts of so few rows.
 const SORTED: [&str; 2] =
