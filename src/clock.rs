@@ -65,6 +65,9 @@ impl Clock {
 }
 
 impl NewIds for Clock {
+    fn now(&self) -> Timestamp {
+        Self::now(self)
+    }
     fn message_id(&mut self) -> MessageId {
         MessageId::from_uuid(self.uuid())
     }

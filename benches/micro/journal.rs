@@ -90,6 +90,7 @@ impl Writer {
                 metadata: BTreeMap::new(),
             },
             first: queued().entry(run_id, 1, at(1)).unwrap(),
+            copied: Vec::new(),
             key: None,
         }
     }

@@ -255,6 +255,8 @@ impl From<AppError> for ApiError {
             AppError::AgentArchived => ErrorCode::AgentArchived,
             AppError::VersionConflict { .. } => ErrorCode::VersionConflict,
             AppError::RunActive { .. } => ErrorCode::RunActive,
+            AppError::RunEnded { .. } => ErrorCode::RunEnded,
+            AppError::AlreadyDecided(_) => ErrorCode::AlreadyDecided,
             AppError::Invalid(_) => ErrorCode::ValidationFailed,
             AppError::UnknownField { .. } => ErrorCode::UnknownField,
             AppError::KeyReused => ErrorCode::IdempotencyKeyReused,

@@ -8,9 +8,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::agent::Agent;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, RunId};
+use crate::domain::ids::{AgentId, CallId, RunId};
 use crate::domain::page::{From, Listed, Order, Page};
-use crate::domain::run::Run;
+use crate::domain::run::{OpenApproval, Run};
 use crate::domain::step::Step;
 
 use super::{ApiError, ErrorCode, query};
@@ -125,6 +125,8 @@ lists! {
     AgentVersionList(Agent, i32, |agent| agent.version);
     /// A page of runs, without `input` and `result`.
     RunList(Run, RunId, |run| run.run_id);
+    /// A page of approvals that nobody has decided yet.
+    ApprovalList(OpenApproval, CallId, |approval| approval.call_id);
     /// A page of a run's steps.
     StepList(Step, i32, |step| step.step);
 }

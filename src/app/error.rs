@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::domain::fold::FoldError;
-use crate::domain::ids::{AgentId, RunId};
+use crate::domain::ids::{AgentId, CallId, RunId};
 use crate::domain::problem::Problems;
 use crate::domain::run::RunStatus;
 use crate::store::StoreError;
@@ -38,6 +38,17 @@ pub enum AppError {
         /// Where it is.
         status: RunStatus,
     },
+    /// The run is over, or about to be.
+    #[error("The run {run_id} is {}.", status.as_str())]
+    RunEnded {
+        /// Which.
+        run_id: RunId,
+        /// Where it is.
+        status: RunStatus,
+    },
+    /// The call has another answer already.
+    #[error("The call {0} has another answer already, or it was answered too late.")]
+    AlreadyDecided(CallId),
     /// Values that are not allowed.
     #[error("{0}")]
     Invalid(Problems),
@@ -83,7 +94,10 @@ impl AppError {
             Self::Invalid(problems) => json!({ "errors": problems.clone().into_vec() }),
             Self::UnknownField { pointer, field } => json!({ "pointer": pointer, "field": field }),
             Self::VersionConflict { current } => json!({ "current_version": current }),
-            Self::RunActive { run_id, status } => json!({ "run_id": run_id, "status": status }),
+            Self::AlreadyDecided(call_id) => json!({ "call_id": call_id }),
+            Self::RunActive { run_id, status } | Self::RunEnded { run_id, status } => {
+                json!({ "run_id": run_id, "status": status })
+            }
             Self::AlreadyExists(agent_id) => json!({ "agent_id": agent_id }),
             Self::NotFound(_)
             | Self::ReadOnly
@@ -110,6 +124,12 @@ impl AppError {
                 "Check the run_id, or list the runs with GET /v1/runs; it may have been deleted."
                     .to_owned(),
             ),
+            Self::NotFound("call") => {
+                Some("Read the run: required_actions lists the calls that wait.".to_owned())
+            }
+            Self::RunEnded { status: RunStatus::Cancelling, .. } => {
+                Some("Wait until the run has ended, then start or fork a new one.".to_owned())
+            }
             Self::VersionConflict { current } => Some(format!(
                 "Read the agent again, apply your change to version {current}, and send If-Match: \"{current}\"."
             )),

@@ -7,6 +7,7 @@
 //! - [`caller`]: who asks; [`error`]: what can go wrong; [`idempotency`]: what a repeated request gets.
 //! - [`agents`]: create, read, change, archive; [`config_agents`]: those of `stepwell.yaml`;
 //!   [`current`]: the current versions that creating runs needs again and again.
+//! - [`forks`]: going on from a step of another run; [`answers`]: what people say about a run: approvals, results, steering; the open approvals.
 //! - [`runs`]: create, read, list, wait, cancel, erase; [`view`]: a run as clients read it;
 //!   [`estimate`]: how long runs of an agent take; [`reading`]: JSON into types, with pointers.
 //!
@@ -17,11 +18,13 @@
 //! may refuse is a variant of [`AppError`].
 
 pub mod agents;
+pub mod answers;
 pub mod caller;
 pub mod config_agents;
 pub mod current;
 pub mod error;
 pub mod estimate;
+pub mod forks;
 pub mod idempotency;
 pub mod reading;
 pub mod runs;

@@ -191,7 +191,9 @@ impl App {
         let key = self.new_key(caller, key, &run_id);
         match self.log.cancel(caller.workspace_id, run_id, key.clone()).await? {
             GuestOutcome::Absent => Err(AppError::NotFound("run")),
-            GuestOutcome::Done { .. } => self.get_run(caller, run_id).await.map(Answer::new),
+            GuestOutcome::Done { .. } | GuestOutcome::Refused(_) => {
+                self.get_run(caller, run_id).await.map(Answer::new)
+            }
             GuestOutcome::KeyTaken(row) => {
                 let resource = taken(key.as_ref(), row)?;
                 self.replayed_run(caller, &resource).await.map(Answer::replay)

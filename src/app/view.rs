@@ -92,15 +92,19 @@ impl App {
         record: RunRecord,
         now: Timestamp,
     ) -> Result<(Run, Option<RunResult>), AppError> {
-        let RunRecord { row, body, last_seq, newest_fact, .. } = record;
-        let Said { ended, required_actions } = said(row.status, newest_fact.as_ref())?;
+        let RunRecord { row, body, last_seq, newest_fact, actions, .. } = record;
+        let ended = ended(row.status, newest_fact.as_ref())?;
+        let required_actions = actions;
         let status_url = self.links.run(row.run_id);
         let events_url = format!("{status_url}/events");
         let next = next(row.status, now.since(row.created_at), &status_url, &events_url);
         let retry_after_seconds = next.retry_after_seconds;
-        let instructions = match required_actions.first() {
-            Some(action) => Some(answer_at(action, &status_url)),
-            None => next.instructions,
+        let instructions = match (required_actions.first(), next.instructions) {
+            (Some(action), Some(meanwhile)) if row.status != RunStatus::RequiresAction => {
+                Some(format!("{meanwhile} {}", answer_at(action, &status_url)))
+            }
+            (Some(action), _) => Some(answer_at(action, &status_url)),
+            (None, instructions) => instructions,
         };
         let (result, error, incomplete_reason) = match ended {
             Some(ended) => (ended.result, ended.error, ended.incomplete_reason),
@@ -153,29 +157,17 @@ impl App {
     }
 }
 
-/// What the newest fact says about a run that has ended or waits.
-#[derive(Default)]
-struct Said {
-    ended: Option<RunEnded>,
-    required_actions: Vec<RequiredAction>,
-}
-
-fn said(status: RunStatus, newest: Option<&Entry>) -> Result<Said, AppError> {
-    let Some(newest) = newest.filter(|_| status.is_final() || status == RunStatus::RequiresAction)
-    else {
-        return Ok(Said::default());
-    };
+/// What the newest fact says about how a run ended.
+fn ended(status: RunStatus, newest: Option<&Entry>) -> Result<Option<RunEnded>, AppError> {
+    let Some(newest) = newest.filter(|_| status.is_final()) else { return Ok(None) };
     let event = Event::read(newest.event_type, &newest.data)?;
     Ok(match event {
         Event::RunCompleted(ended)
         | Event::RunIncomplete(ended)
         | Event::RunFailed(ended)
         | Event::RunCancelled(ended)
-        | Event::RunExpired(ended) => Said { ended: Some(ended), ..Said::default() },
-        Event::RunRequiresAction(parked) => {
-            Said { required_actions: parked.required_actions, ..Said::default() }
-        }
-        _ => Said::default(),
+        | Event::RunExpired(ended) => Some(ended),
+        _ => None,
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::family::ChildState;
-use super::fold::{CallState, Folded, Turn};
+use super::fold::{Call, CallState, Folded, Turn};
 use super::ids::CallId;
 use super::limits;
 use super::model::FinishReason;
@@ -105,6 +105,9 @@ pub fn decide(folded: &Folded, plan: &Plan, now: &Now<'_>) -> Decision {
     if folded.status == RunStatus::Cancelling {
         return after_children(folded, now, Ending::Cancelled);
     }
+    if folded.status == RunStatus::RequiresAction {
+        return parked(folded, now);
+    }
     let deadline = folded.deadline(plan.settings.timeout_seconds);
     if deadline.is_some_and(|deadline| now.at >= deadline) {
         return after_children(folded, now, Ending::Expired);
@@ -149,6 +152,82 @@ fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestam
     }
 }
 
+/// How the children of the open step are, as far as they were met.
+#[derive(Default)]
+struct Children {
+    /// Not met yet.
+    unknown: Vec<CallId>,
+    /// One of them goes on by itself.
+    active: bool,
+    /// One of them waits for somebody: until then, if it knows.
+    parked: Option<Option<Timestamp>>,
+}
+
+fn children(calls: &[Call], now: &Now<'_>) -> Children {
+    let mut all = Children::default();
+    let live = |call: &&Call| call.child.is_some() && call.state == CallState::Started;
+    for call in calls.iter().filter(live) {
+        match now.children.get(&call.call_id) {
+            None => all.unknown.push(call.call_id),
+            Some(ChildState::Active | ChildState::Stopping) => all.active = true,
+            Some(ChildState::Parked(actions)) => {
+                let expires_at = actions.iter().filter_map(|action| action.expires_at).min();
+                let after = expires_at.map(|at| at.max(now.at).plus(CHILD_FIRST));
+                all.parked = Some(earliest(all.parked.flatten(), after));
+            }
+        }
+    }
+    all
+}
+
+/// In a run that waits for people: nothing of it executes until the last of them has answered, or can
+/// no more.
+fn parked(folded: &Folded, now: &Now<'_>) -> Decision {
+    let calls = folded.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
+    let children = children(calls, now);
+    let (late, until) = waits(calls, now.at);
+    if !children.unknown.is_empty() {
+        Decision::MeetChildren(children.unknown)
+    } else if children.active {
+        // It does not only wait for people any more.
+        Decision::AwaitChildren(until.flatten().unwrap_or_else(|| now.at.plus(SOME_DAY)))
+    } else if let (true, Some(until)) = (late.is_empty(), later(until, children.parked)) {
+        Decision::Park(until)
+    } else {
+        // With nobody to wait for, it goes on too.
+        Decision::Expire(late)
+    }
+}
+
+/// Until when two may be waited for, of whom one may not be there.
+fn later(
+    one: Option<Option<Timestamp>>,
+    other: Option<Option<Timestamp>>,
+) -> Option<Option<Timestamp>> {
+    match (one, other) {
+        (Some(a), Some(b)) => Some(earliest(a, b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The calls that nobody answered in time, and until when the others may be waited for; `None` when
+/// there are no others.
+fn waits(calls: &[Call], now: Timestamp) -> (Vec<CallId>, Option<Option<Timestamp>>) {
+    let mut late = Vec::new();
+    let mut until: Option<Option<Timestamp>> = None;
+    for call in calls {
+        match call.state {
+            CallState::Waiting(_, Some(at)) if at <= now => late.push(call.call_id),
+            CallState::Waiting(_, at) => until = Some(earliest(until.flatten(), at)),
+            CallState::Ready
+            | CallState::Started
+            | CallState::Completed(_)
+            | CallState::Failed(_) => {}
+        }
+    }
+    (late, until)
+}
+
 /// In an open step.
 fn within(turn: &Turn, deadline: Option<Timestamp>, now: &Now<'_>) -> Decision {
     if turn.message.is_none() {
@@ -156,53 +235,37 @@ fn within(turn: &Turn, deadline: Option<Timestamp>, now: &Now<'_>) -> Decision {
     }
     let mut make = Vec::new();
     let mut ask = Vec::new();
-    let mut expired = Vec::new();
-    let mut waiting = false;
-    let mut until: Option<Timestamp> = None;
+    let (expired, until) = waits(&turn.calls, now.at);
     let mut running = false;
-    let mut meet = Vec::new();
-    let mut children = false;
+    let children = children(&turn.calls, now);
     for call in &turn.calls {
         match &call.state {
             CallState::Ready => make.push(call.call_id),
-            CallState::Started if call.child.is_some() => match now.children.get(&call.call_id) {
-                None => meet.push(call.call_id),
-                Some(ChildState::Active | ChildState::Stopping) => children = true,
-                Some(ChildState::Parked(actions)) => {
-                    waiting = true;
-                    let expires_at = actions.iter().filter_map(|action| action.expires_at).min();
-                    let after = |at: Timestamp| at.max(now.at).plus(CHILD_FIRST);
-                    until = earliest(until, expires_at.map(after));
-                }
-            },
+            // The child answers it.
+            CallState::Started if call.child.is_some() => {}
             CallState::Started if now.in_flight.contains(&call.call_id) => running = true,
             // Made by a driver that is gone: its answer will not come.
             CallState::Started => match call.effect {
                 Effect::Read | Effect::Idempotent => make.push(call.call_id),
                 Effect::Once => ask.push(call.call_id),
             },
-            CallState::Waiting(_, Some(at)) if *at <= now.at => expired.push(call.call_id),
-            CallState::Waiting(_, at) => {
-                waiting = true;
-                until = earliest(until, *at);
-            }
-            CallState::Completed(_) | CallState::Failed(_) => {}
+            CallState::Waiting(..) | CallState::Completed(_) | CallState::Failed(_) => {}
         }
     }
     if !make.is_empty() {
         Decision::CallTools(make)
-    } else if !meet.is_empty() {
-        Decision::MeetChildren(meet)
+    } else if !children.unknown.is_empty() {
+        Decision::MeetChildren(children.unknown)
     } else if !ask.is_empty() {
         Decision::AskOutcome(ask)
     } else if !expired.is_empty() {
         Decision::Expire(expired)
     } else if running {
         Decision::AwaitTools
-    } else if children {
-        let until = earliest(until, deadline).unwrap_or_else(|| now.at.plus(SOME_DAY));
-        Decision::AwaitChildren(until)
-    } else if waiting {
+    } else if children.active {
+        let until = earliest(until.flatten(), deadline);
+        Decision::AwaitChildren(until.unwrap_or_else(|| now.at.plus(SOME_DAY)))
+    } else if let Some(until) = later(until, children.parked) {
         Decision::Park(until)
     } else {
         Decision::CloseStep
@@ -220,6 +283,10 @@ fn between(folded: &Folded, plan: &Plan, turn: &Turn) -> Decision {
             retryable: true,
         }));
     };
+    // Whoever steered got an acknowledgement: the model reads it before the run may end by itself.
+    if folded.steering.iter().any(|s| s.applied_in.is_none()) {
+        return next_step(folded, plan);
+    }
     match message.finish_reason {
         FinishReason::Length => {
             return Decision::End(Ending::Incomplete(IncompleteReason::MaxOutputTokens));
@@ -229,9 +296,7 @@ fn between(folded: &Folded, plan: &Plan, turn: &Turn) -> Decision {
         }
         FinishReason::Stop | FinishReason::ToolCalls => {}
     }
-    // Whoever steered got an acknowledgement: the model reads it before the run may complete.
-    let steered = folded.steering.iter().any(|s| s.applied_in.is_none());
-    if !turn.calls.is_empty() || steered {
+    if !turn.calls.is_empty() {
         return next_step(folded, plan);
     }
     match plan.output(&message.content) {

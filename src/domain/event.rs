@@ -192,6 +192,9 @@ pub struct ToolCallCreated {
     pub effect: Effect,
     /// What it waits for; null when it is made at once.
     pub awaits: Option<Awaits>,
+    /// Until when the caller may post the result (`awaits: client`); null otherwise.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
 }
 
 /// The call is being made. Durable before anything is sent.
@@ -276,6 +279,8 @@ pub enum ApprovalDecision {
 }
 
 /// A call's approval: asked for, decided, or too late.
+///
+/// Also decided behind `tool_call.outcome_unknown`: somebody wants the call made again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Approval {
     /// The step.
@@ -293,7 +298,11 @@ pub struct Approval {
     pub reason: Option<String>,
     /// The key that decided.
     pub decided_by: Option<String>,
-    /// Until when a decision counts.
+    /// What an approved call waits for next: `client` when its result is now the caller's to post;
+    /// null otherwise.
+    #[serde(default)]
+    pub awaits: Option<Awaits>,
+    /// Until when an answer counts: the decision, or behind it the caller's result (`awaits`).
     pub expires_at: Option<Timestamp>,
 }
 

@@ -15,7 +15,7 @@ use super::ids::{CallId, RunId};
 use super::message::Input;
 use super::model::FinishReason;
 use super::money::Usd;
-use super::run::{ActionType, IllegalMove, RequiredAction, RunStatus, Signal};
+use super::run::{ActionType, IllegalMove, OpenAction, RequiredAction, RunStatus, Signal};
 use super::step::{CallStatus, Step, StepCall, StepStatus};
 use super::time::Timestamp;
 use super::tool::Effect;
@@ -84,8 +84,8 @@ pub struct Folded {
     pub cost: Option<Usd>,
     /// What its child runs cost that have answered; `None` once that is not known of one.
     pub children_cost: Option<Usd>,
-    /// Actions of its child runs that it said it waits for, when it last parked.
-    pub children_actions: Vec<RequiredAction>,
+    /// Actions of its child runs that it waits for, while it is parked.
+    pub children_actions: Vec<OpenAction>,
     /// Steps that are over.
     pub steps_completed: i32,
     /// Milliseconds in `running` before the present stretch.
@@ -135,6 +135,14 @@ pub struct Call {
     pub tool: String,
     /// Its arguments, as approved.
     pub arguments: Value,
+    /// The model's own arguments, where somebody changed them.
+    pub edited_from: Option<Value>,
+    /// Whether it may be made, where somebody was asked.
+    pub decided: Option<Decided>,
+    /// Whether somebody wanted it made again, not knowing what had become of it.
+    pub retried: bool,
+    /// Whether the server answered for it: it ran out of time, or the run stopped.
+    pub synthetic: bool,
     /// What it does to the world.
     pub effect: Effect,
     /// The run that answers it, once it was made as one.
@@ -143,10 +151,21 @@ pub struct Call {
     pub state: CallState,
     /// How often it was made.
     pub attempt: i32,
+    /// Since when somebody is asked about it.
+    pub asked_at: Option<Timestamp>,
     /// When it was last made.
     pub started_at: Option<Timestamp>,
     /// When it was answered.
     pub ended_at: Option<Timestamp>,
+}
+
+/// What somebody decided about a call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decided {
+    /// Whether it may be made.
+    pub decision: ApprovalDecision,
+    /// Why.
+    pub reason: Option<String>,
 }
 
 /// Where a tool call is.
@@ -251,9 +270,10 @@ impl Folded {
                 self.go(seq, at, Signal::Parked)?;
                 let own = self.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
                 let is_own = |a: &RequiredAction| own.iter().any(|call| call.call_id == a.call_id);
-                let mut actions = parked.required_actions;
-                actions.retain(|action| !is_own(action));
-                self.children_actions = actions;
+                let foreign = parked.required_actions.into_iter().filter(|a| !is_own(a));
+                let open = |action| OpenAction { action, created_at: at, of_child: true };
+                let foreign = foreign.map(open).collect();
+                self.children_actions = foreign;
             }
             Event::RunResumed(_) => self.go(seq, at, Signal::Resumed)?,
             Event::RunCompleted(end)
@@ -304,7 +324,7 @@ impl Folded {
                 {
                     return Err(unfit());
                 }
-                turn.calls.push(Call::new(created));
+                turn.calls.push(Call::new(created, at));
             }
             Event::ToolCallStarted(started) => {
                 let call = self.open_call(started.call_id).ok_or_else(unfit)?;
@@ -324,6 +344,7 @@ impl Folded {
             Event::ToolCallFailed(failed) => {
                 let call = self.open_call(failed.call_id).ok_or_else(unfit)?;
                 call.state = CallState::Failed(failed.error);
+                call.synthetic = failed.synthetic;
                 call.ended_at = Some(at);
                 let child = call.child;
                 self.child_answered(child, failed.child_cost_usd);
@@ -331,18 +352,23 @@ impl Folded {
             Event::ToolCallOutcomeUnknown(unknown) => {
                 let call = self.open_call(unknown.call_id).ok_or_else(unfit)?;
                 call.state = CallState::Waiting(ActionType::ToolOutcome, None);
+                call.asked_at = Some(at);
             }
             Event::ApprovalRequested(asked) => {
                 let call = self.open_call(asked.call_id).ok_or_else(unfit)?;
                 call.state = CallState::Waiting(ActionType::Approval, asked.expires_at);
+                call.asked_at = Some(at);
             }
             Event::ApprovalDecided(decided) => {
-                self.open_call(decided.call_id).ok_or_else(unfit)?.decided(decided);
+                let call = self.open_call(decided.call_id).ok_or_else(unfit)?;
+                call.decide(decided, at).ok_or_else(unfit)?;
             }
             Event::ApprovalExpired(expired) => {
+                // The failed call follows.
                 let call = self.open_call(expired.call_id).ok_or_else(unfit)?;
-                call.state = CallState::Failed("Nobody approved this call in time.".to_owned());
-                call.ended_at = Some(at);
+                if !matches!(call.state, CallState::Waiting(ActionType::Approval, _)) {
+                    return Err(unfit());
+                }
             }
             Event::InputReceived(input) => self.steering.push(Steering { input, applied_in: None }),
             Event::InputApplied(applied) => {
@@ -361,6 +387,9 @@ impl Folded {
     fn go(&mut self, seq: i32, at: Timestamp, signal: Signal) -> Result<(), FoldError> {
         let was = self.status;
         self.status = was.after(signal).map_err(|source| FoldError::Illegal { seq, source })?;
+        if self.status != RunStatus::RequiresAction {
+            self.children_actions.clear();
+        }
         // Only time in `running` counts towards `timeout_seconds`.
         match (was == RunStatus::Running, self.status == RunStatus::Running) {
             (false, true) => self.running_since = Some(at),
@@ -460,23 +489,39 @@ impl Folded {
         live.filter_map(|call| call.child.map(|child| (call, child)))
     }
 
-    /// What must be answered by somebody outside, for calls of its own.
-    pub fn required_actions(&self, run_id: super::ids::RunId) -> Vec<RequiredAction> {
-        let calls = self.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
+    /// What must be answered by somebody outside.
+    pub fn required_actions(&self, run_id: RunId) -> Vec<RequiredAction> {
+        self.open_actions(run_id).into_iter().map(|open| open.action).collect()
+    }
+
+    /// The same, and since when. While it is parked, those of its children are among them.
+    pub fn open_actions(&self, run_id: RunId) -> Vec<OpenAction> {
+        let Some(turn) = self.open_step() else { return Vec::new() };
         let mut actions = Vec::new();
-        for call in calls {
+        for call in &turn.calls {
             if let CallState::Waiting(action_type, expires_at) = call.state {
-                actions.push(RequiredAction {
+                let action = RequiredAction {
                     action_type,
                     run_id,
                     call_id: call.call_id,
                     tool: call.tool.clone(),
                     arguments: call.arguments.clone(),
                     expires_at,
-                });
+                };
+                let created_at = call.asked_at.unwrap_or(turn.started_at);
+                actions.push(OpenAction { action, created_at, of_child: false });
             }
         }
+        actions.extend(self.children_actions.iter().cloned());
         actions
+    }
+
+    /// A call of any step, and the step's number.
+    pub fn call(&self, call_id: CallId) -> Option<(i32, &Call)> {
+        self.steps.iter().rev().find_map(|turn| {
+            let call = turn.calls.iter().find(|call| call.call_id == call_id)?;
+            Some((turn.step, call))
+        })
     }
 
     /// The steps as the API shows them.
@@ -525,20 +570,28 @@ impl Turn {
 }
 
 impl Call {
-    fn new(created: ToolCallCreated) -> Self {
+    fn new(created: ToolCallCreated, at: Timestamp) -> Self {
+        let is_the_caller_s = created.awaits == Some(Awaits::Client);
         Self {
             call_id: created.call_id,
             tool: created.tool,
             arguments: created.arguments,
+            edited_from: None,
+            decided: None,
+            retried: false,
+            synthetic: false,
             effect: created.effect,
             child: None,
             state: match created.awaits {
                 None => CallState::Ready,
                 Some(Awaits::Approval) => CallState::Waiting(ActionType::Approval, None),
-                Some(Awaits::Client) => CallState::Waiting(ActionType::ToolResult, None),
+                Some(Awaits::Client) => {
+                    CallState::Waiting(ActionType::ToolResult, created.expires_at)
+                }
             },
             attempt: 0,
-            started_at: None,
+            asked_at: created.awaits.map(|_| at),
+            started_at: is_the_caller_s.then_some(at),
             ended_at: None,
         }
     }
@@ -548,17 +601,32 @@ impl Call {
         !self.state.is_answered()
     }
 
-    fn decided(&mut self, decided: Approval) {
-        match decided.decision {
-            Some(ApprovalDecision::Approve) => {
-                self.arguments = decided.arguments;
-                self.state = CallState::Ready;
-            }
-            Some(ApprovalDecision::Deny) | None => {
-                let reason = decided.reason.unwrap_or_else(|| "no reason was given".to_owned());
-                self.state = CallState::Failed(format!("This call was denied: {reason}"));
+    /// Takes a decision; `None` when nobody had asked for one. Behind a denial the failed call follows.
+    fn decide(&mut self, decided: Approval, at: Timestamp) -> Option<()> {
+        let CallState::Waiting(about, _) = self.state else { return None };
+        let decision = decided.decision?;
+        match about {
+            ActionType::ToolResult => return None,
+            ActionType::ToolOutcome => self.retried = true,
+            ActionType::Approval => {
+                self.decided = Some(Decided { decision, reason: decided.reason });
             }
         }
+        if decision == ApprovalDecision::Deny {
+            return Some(());
+        }
+        if decided.arguments != self.arguments {
+            let before = std::mem::replace(&mut self.arguments, decided.arguments);
+            self.edited_from = Some(before);
+        }
+        self.state = match decided.awaits {
+            Some(Awaits::Client) => {
+                (self.asked_at, self.started_at) = (Some(at), Some(at));
+                CallState::Waiting(ActionType::ToolResult, decided.expires_at)
+            }
+            Some(Awaits::Approval) | None => CallState::Ready,
+        };
+        Some(())
     }
 
     fn view(&self) -> StepCall {

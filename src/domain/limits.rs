@@ -27,6 +27,10 @@ pub const MAX_DEPTH: u32 = 5;
 pub const MAX_CALLS_PER_STEP: usize = 128;
 /// Bytes of one tool result that the model and the log get; more is cut with a note.
 pub const MAX_RESULT_BYTES: usize = 256 * 1024;
+/// Messages that may wait until a run's next model call; whoever sends more does not wait for answers.
+pub const MAX_STEERING: usize = 100;
+/// Characters of the reason of a decision: it is for people and for the model to read.
+pub const MAX_REASON_CHARS: usize = 4_096;
 /// Tools of an agent.
 pub const MAX_TOOLS: usize = 128;
 /// Steps that an agent may be given.

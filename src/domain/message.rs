@@ -125,7 +125,8 @@ impl Content {
         }
     }
 
-    fn check(&self, pointer: &str, problems: &mut Problems) {
+    /// Adds what is wrong with it.
+    pub fn check(&self, pointer: &str, problems: &mut Problems) {
         problems.require(!self.is_empty(), pointer, "must not be empty");
         let Self::Parts(parts) = self else { return };
         for (i, part) in parts.iter().enumerate() {

@@ -5,22 +5,25 @@
 //!
 //! Reading order: [`ids`], [`time`], [`money`] and [`usage`] are the small change; [`agent`], [`tool`],
 //! [`message`], [`run`] and [`event`] are the resources; [`plan`] is what a run was told to do,
-//! [`fold`] turns a log back into a state, [`decide`] says what comes next, and [`mod@write`] says which events a decision leaves behind.
-//! [`family`] is what a run and those that it calls are to each other. [`retention`] says how long all of it is kept.
+//! [`fold`] turns a log back into a state, [`decide`] says what comes next, and [`mod@write`] says which events a decision leaves behind. [`answer`] does both for what people say.
+//! [`family`] is what a run and those that it calls are to each other. [`fork`] says what a new run takes over from another. [`retention`] says how long all of it is kept.
 //!
 //! To add an event: add its struct and its line in [`event`], teach [`fold`] to read it (if it is a
 //! fact), put an old sample of it in `tests/it/corpus`, and regenerate `openapi.yaml`.
 
 pub mod agent;
+pub mod answer;
 pub mod decide;
 pub mod event;
 pub mod family;
 pub mod fold;
+pub mod fork;
 pub mod ids;
 pub mod limits;
 pub mod message;
 pub mod model;
 pub mod money;
+pub mod overtaken;
 pub mod page;
 pub mod plan;
 pub mod problem;

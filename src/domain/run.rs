@@ -1,7 +1,8 @@
 //! Runs: one execution of an agent, from its input to its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -10,12 +11,14 @@ use super::agent::{
     AgentSettings, Numbers, ScriptTurn, check_numbers, check_output_schema, check_script,
 };
 use super::ids::{AgentId, CallId, ConversationId, RunId};
+use super::limits;
 use super::message::Input;
 use super::model::{Catalogue, ReasoningEffort, ToolChoice};
 use super::money::Usd;
 use super::problem::Problems;
 use super::step::Step;
 use super::time::Timestamp;
+use super::tool::{ClientTool, Tool};
 use super::usage::Usage;
 
 /// Where a run is.
@@ -269,6 +272,59 @@ pub struct RequiredAction {
     pub expires_at: Option<Timestamp>,
 }
 
+impl ActionType {
+    /// The number that the database keeps. Never changed once given.
+    pub const fn code(self) -> i16 {
+        match self {
+            Self::ToolResult => 1,
+            Self::Approval => 2,
+            Self::ToolOutcome => 3,
+        }
+    }
+}
+
+/// An action that nobody has answered yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenAction {
+    /// What is asked for.
+    pub action: RequiredAction,
+    /// Since when.
+    pub created_at: Timestamp,
+    /// Whether it is of a child run, which is asked for it too: lists over all runs show it once.
+    pub of_child: bool,
+}
+
+impl OpenAction {
+    /// The number that the database keeps for what is asked for: above 10 for a child's.
+    pub const fn code(&self) -> i16 {
+        let code = self.action.action_type.code();
+        if self.of_child { code + 10 } else { code }
+    }
+}
+
+/// An approval that nobody has decided yet, of any run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OpenApproval {
+    /// `approval`.
+    #[serde(rename = "type")]
+    pub action_type: ActionType,
+    /// The run that wants to make the call.
+    pub run_id: RunId,
+    /// The call.
+    pub call_id: CallId,
+    /// The tool.
+    pub tool: String,
+    /// What it is to be called with.
+    #[schema(value_type = Object)]
+    pub arguments: Value,
+    /// Until when a decision counts; then the call is denied.
+    pub expires_at: Option<Timestamp>,
+    /// The agent whose run it is.
+    pub agent_id: AgentId,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+}
+
 /// A run, as its row and its log tell it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Run {
@@ -435,6 +491,34 @@ pub struct RunConfig {
     /// What `builtin/script` plays in this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<Vec<ScriptTurn>>,
+    /// More tools, which you run yourself: when the model calls one, the run waits until you post the
+    /// result to `tool-results`. Their names must not be those of the agent's tools.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "client_tools")]
+    #[schema(value_type = Option<Vec<ClientTool>>)]
+    pub client_tools: Option<Vec<ClientTool>>,
+}
+
+/// Reads client tools with or without the `type` that an agent's tools have.
+fn client_tools<'de, D>(deserializer: D) -> Result<Option<Vec<ClientTool>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    struct Given(ClientTool);
+
+    impl<'de> Deserialize<'de> for Given {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let mut fields = Map::<String, Value>::deserialize(deserializer)?;
+            match fields.remove("type") {
+                Some(Value::String(kind)) if kind == "client" => {}
+                None => {}
+                Some(_) => return Err(D::Error::custom("type must be \"client\"")),
+            }
+            serde_json::from_value(Value::Object(fields)).map(Self).map_err(D::Error::custom)
+        }
+    }
+
+    let given = Option::<Vec<Given>>::deserialize(deserializer)?;
+    Ok(given.map(|tools| tools.into_iter().map(|given| given.0).collect()))
 }
 
 fn lower<T: Ord>(agent: Option<T>, run: Option<T>) -> Option<T> {
@@ -455,6 +539,7 @@ impl RunConfig {
         if let Some(names) = &self.tools {
             s.tools.retain(|tool| names.iter().any(|name| name == tool.name()));
         }
+        s.tools.extend(self.client_tools.iter().flatten().cloned().map(Tool::Client));
         if let Some(options) = &self.provider_options {
             s.provider_options.extend(options.clone());
         }
@@ -495,6 +580,7 @@ impl RunConfig {
                 "the agent has no tool of this name",
             );
         }
+        self.check_client_tools(agent, p);
         check_numbers(
             &Numbers {
                 temperature: self.temperature,
@@ -519,6 +605,25 @@ impl RunConfig {
             );
         }
         problems.into_result()
+    }
+
+    fn check_client_tools(&self, agent: &AgentSettings, problems: &mut Problems) {
+        let mut names: HashSet<&str> = agent.tools.iter().map(Tool::name).collect();
+        let mine = self.client_tools.as_deref().unwrap_or_default();
+        problems.require(
+            agent.tools.len() + mine.len() <= limits::MAX_TOOLS,
+            "/client_tools",
+            "at most 128 tools, those of the agent included",
+        );
+        for (i, tool) in mine.iter().enumerate() {
+            let place = format!("/client_tools/{i}");
+            Tool::Client(tool.clone()).check(&place, problems);
+            problems.require(
+                names.insert(&tool.name),
+                &format!("{place}/name"),
+                "the agent or this run has a tool of this name already",
+            );
+        }
     }
 }
 

@@ -11,6 +11,10 @@ use super::plan::Plan;
 /// What the model gets to read for a call in which no answer is outstanding.
 const NO_ANSWER: &str = "No answer came back.";
 
+/// What the model gets to read in front of the result of a call that a person changed.
+const CHANGED: &str =
+    "[A person changed the arguments of this call before it was made. They were:]";
+
 /// The request for the model call of step number `step`.
 pub fn request(folded: &Folded, plan: &Plan, step: i32, attempt: i32) -> ModelRequest {
     let settings = &plan.settings;
@@ -95,7 +99,8 @@ fn told(turn: &StepTurn, turns: &mut Vec<Turn>) {
             .map(|call| CallTurn {
                 call_id: call.call_id.to_string(),
                 tool: call.tool.clone(),
-                arguments: call.arguments.clone(),
+                // What the model wrote is not rewritten: it is told of changes with the result.
+                arguments: call.edited_from.as_ref().unwrap_or(&call.arguments).clone(),
             })
             .collect(),
     });
@@ -107,6 +112,10 @@ fn told(turn: &StepTurn, turns: &mut Vec<Turn>) {
             CallState::Ready | CallState::Waiting(..) | CallState::Started => {
                 (NO_ANSWER.to_owned(), true)
             }
+        };
+        let content = match &call.edited_from {
+            Some(_) => format!("{CHANGED} {}\n{content}", call.arguments),
+            None => content,
         };
         turns.push(Turn::Tool {
             call_id: call.call_id.to_string(),

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::decide::Ending;
 use super::event::{
-    Approval, Event, MessageCompleted, RunEnded, RunRequiresAction, StatusChanged, StepEnded,
-    StepRestarted, StepStarted, ToolCallCompleted, ToolCallCreated, ToolCallFailed,
+    Approval, Awaits, Event, MessageCompleted, RunEnded, RunRequiresAction, StatusChanged,
+    StepEnded, StepRestarted, StepStarted, ToolCallCompleted, ToolCallCreated, ToolCallFailed,
     ToolCallOutcomeUnknown, ToolCallStarted,
 };
 use super::fold::{Call, CallState, Folded, Turn};
@@ -69,8 +69,10 @@ pub fn step_restarted(turn: &Turn, attempt: i32) -> Event {
     })
 }
 
-/// New ids for what a model's answer makes.
+/// New ids for what a model's answer makes, and the time from which on it may be waited for.
 pub trait NewIds {
+    /// The time.
+    fn now(&self) -> Timestamp;
     /// An id for a message.
     fn message_id(&mut self) -> MessageId;
     /// An id for a tool call.
@@ -102,16 +104,57 @@ pub fn answered(step: i32, plan: &Plan, answer: ModelAnswer, ids: &mut dyn NewId
         provider_state: answer.provider_state,
     })];
     for call in calls.into_iter().take(limits::MAX_CALLS_PER_STEP) {
-        events.push(Event::ToolCallCreated(ToolCallCreated {
+        let arguments = arguments(call.arguments);
+        let tool = plan.tool(&call.tool);
+        // Nobody is asked about a call that cannot be made: the model is told why.
+        let waits = tool.filter(|_| plan.check_call(&call.tool, &arguments).is_ok());
+        let created = ToolCallCreated {
             step,
             call_id: ids.call_id(),
-            effect: plan.tool(&call.tool).map_or(Effect::Read, Tool::effect),
+            effect: tool.map_or(Effect::Read, Tool::effect),
             tool: call.tool,
-            arguments: arguments(call.arguments),
+            arguments,
             awaits: None,
-        }));
+            expires_at: None,
+        };
+        events.extend(created_for(waits, created, ids.now()));
     }
     events
+}
+
+/// A call as it is asked for: with the question whether it may be made, with the wait for its result,
+/// or with neither.
+fn created_for(waits: Option<&Tool>, created: ToolCallCreated, now: Timestamp) -> Vec<Event> {
+    if let Some(tool) = waits.filter(|tool| tool.requires_approval()) {
+        let requested = Approval {
+            step: created.step,
+            call_id: created.call_id,
+            tool: created.tool.clone(),
+            arguments: created.arguments.clone(),
+            decision: None,
+            reason: None,
+            decided_by: None,
+            awaits: None,
+            expires_at: Some(after(now, tool.approval_timeout_seconds())),
+        };
+        let created = ToolCallCreated { awaits: Some(Awaits::Approval), ..created };
+        return vec![Event::ToolCallCreated(created), Event::ApprovalRequested(requested)];
+    }
+    let result = waits.and_then(|tool| result_due(tool, now));
+    let awaits = result.map(|_| Awaits::Client);
+    vec![Event::ToolCallCreated(ToolCallCreated { awaits, expires_at: result, ..created })]
+}
+
+/// Until when the caller may post the result of a call made now; `None` for what others run.
+pub fn result_due(tool: &Tool, now: Timestamp) -> Option<Timestamp> {
+    match tool {
+        Tool::Client(_) => Some(after(now, tool.timeout_seconds())),
+        Tool::Http(_) | Tool::Mcp(_) | Tool::Agent(_) | Tool::Builtin(_) => None,
+    }
+}
+
+fn after(now: Timestamp, seconds: u32) -> Timestamp {
+    now.plus(std::time::Duration::from_secs(u64::from(seconds)))
 }
 
 /// The arguments as an object, or as the raw text where the model wrote none. Some models write
@@ -179,19 +222,24 @@ pub fn call_answered(
 }
 
 /// A result that is too large becomes text with a note.
-fn cut(result: Value) -> Value {
+pub fn cut(result: Value) -> Value {
     let text = match &result {
         Value::String(text) => text.clone(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
             result.to_string()
         }
     };
+    if text.len() <= limits::MAX_RESULT_BYTES { result } else { Value::String(cut_text(text)) }
+}
+
+/// A text that is too large, with a note where it ends.
+pub fn cut_text(text: String) -> String {
     if text.len() <= limits::MAX_RESULT_BYTES {
-        return result;
+        return text;
     }
     let end = text.floor_char_boundary(limits::MAX_RESULT_BYTES);
     let kept = text.get(..end).unwrap_or_default();
-    Value::String(format!("{kept}\n[cut: {} of {} bytes]", end, text.len()))
+    format!("{kept}\n[cut: {} of {} bytes]", end, text.len())
 }
 
 /// Nobody can say whether a call happened.
@@ -203,11 +251,25 @@ pub fn outcome_unknown(step: i32, call: &Call) -> Event {
     })
 }
 
-/// Nobody answered an action in time.
-pub fn expired(step: i32, call: &Call) -> Option<Event> {
+/// Nobody answered these calls of the open step in time. When nothing else is waited for, a parked run
+/// goes on.
+pub fn expired(folded: &Folded, calls: &[CallId]) -> Vec<Event> {
+    let Some(turn) = folded.open_step() else { return Vec::new() };
+    let late = |call: &&Call| calls.contains(&call.call_id);
+    let mut events: Vec<Event> =
+        turn.calls.iter().filter(late).flat_map(|call| late_answer(turn.step, call)).collect();
+    let others = |call: &Call| !late(&call) && matches!(call.state, CallState::Waiting(..));
+    if folded.status == RunStatus::RequiresAction && !turn.calls.iter().any(others) {
+        events.push(resumed());
+    }
+    events
+}
+
+/// What is written for a call that nobody answered in time.
+fn late_answer(step: i32, call: &Call) -> Vec<Event> {
     match call.state {
-        CallState::Waiting(ActionType::Approval, expires_at) => {
-            Some(Event::ApprovalExpired(Approval {
+        CallState::Waiting(ActionType::Approval, expires_at) => vec![
+            Event::ApprovalExpired(Approval {
                 step,
                 call_id: call.call_id,
                 tool: call.tool.clone(),
@@ -215,21 +277,44 @@ pub fn expired(step: i32, call: &Call) -> Option<Event> {
                 decision: None,
                 reason: None,
                 decided_by: None,
+                awaits: None,
                 expires_at,
-            }))
-        }
+            }),
+            synthetic(step, call, "This call was denied: nobody approved it in time."),
+        ],
         CallState::Waiting(ActionType::ToolResult, _) => {
-            Some(synthetic(step, call, "No result was posted in time."))
+            vec![synthetic(step, call, "No result was posted in time.")]
         }
         CallState::Waiting(ActionType::ToolOutcome, _)
         | CallState::Ready
         | CallState::Started
         | CallState::Completed(_)
-        | CallState::Failed(_) => None,
+        | CallState::Failed(_) => Vec::new(),
     }
 }
 
-fn synthetic(step: i32, call: &Call, error: &str) -> Event {
+/// The last open action of a parked run is answered: an engine goes on with it.
+pub fn resumed() -> Event {
+    Event::RunResumed(StatusChanged { status: RunStatus::Queued })
+}
+
+/// What brings a run to `running`, from which on it may end in any way.
+pub fn awakened(folded: &Folded) -> Vec<Event> {
+    let running = Event::RunRunning(StatusChanged { status: RunStatus::Running });
+    match folded.status {
+        RunStatus::Queued => vec![running],
+        RunStatus::RequiresAction => vec![resumed(), running],
+        RunStatus::Running
+        | RunStatus::Cancelling
+        | RunStatus::Completed
+        | RunStatus::Incomplete
+        | RunStatus::Failed
+        | RunStatus::Cancelled
+        | RunStatus::Expired => Vec::new(),
+    }
+}
+
+pub(super) fn synthetic(step: i32, call: &Call, error: &str) -> Event {
     Event::ToolCallFailed(ToolCallFailed {
         step,
         call_id: call.call_id,

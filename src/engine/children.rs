@@ -236,7 +236,7 @@ const fn refused(why: String) -> Met {
     Met::Over { answer: Err(why), cost: Some(Usd::ZERO) }
 }
 
-/// How a child is, by its row and its newest fact.
+/// How a child is: by its row, its open actions and its newest fact.
 fn met(record: &RunRecord) -> Result<Met, StoreError> {
     let status = record.row.status;
     let said = match &record.newest_fact {
@@ -253,8 +253,8 @@ fn met(record: &RunRecord) -> Result<Met, StoreError> {
             | Event::RunCancelled(ended)
             | Event::RunExpired(ended),
         ) => over(ended, record),
-        Some(Event::RunRequiresAction(parked)) if status == RunStatus::RequiresAction => {
-            Met::Alive(ChildState::Parked(parked.required_actions))
+        _ if status == RunStatus::RequiresAction => {
+            Met::Alive(ChildState::Parked(record.actions.clone()))
         }
         _ => Met::Alive(ChildState::Active),
     })

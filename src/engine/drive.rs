@@ -14,12 +14,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::domain::decide::{Decision, Ending, Now, decide};
-use crate::domain::event::{Event, RunEnded, StatusChanged};
+use crate::domain::event::{Event, RunEnded};
 use crate::domain::family::{self, ChildState};
 use crate::domain::fold::Folded;
 use crate::domain::ids::{CallId, RunId};
+use crate::domain::overtaken;
 use crate::domain::plan::Plan;
-use crate::domain::run::{RequiredAction, RunError, RunErrorCode, RunStatus};
+use crate::domain::run::{RunError, RunErrorCode, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::write;
 use crate::log::lane::{Closed, Haste, Lane, Unseen};
@@ -230,13 +231,14 @@ impl Driver {
     fn add(&mut self, events: Vec<Event>, owner: Owner, haste: Haste) -> Result<i32, Stop> {
         let at = self.now();
         let first = self.lane.next_seq();
+        let before = self.folded.open_actions(self.run_id());
         for (seq, event) in (first..).zip(&events) {
             if let Err(error) = self.folded.apply(seq, at, event.clone()) {
                 tracing::error!(run_id = %self.run_id(), %error, "own events do not fit the log");
                 return Err(Stop::Defect);
             }
         }
-        let update = RunUpdate::of(&self.folded, owner);
+        let update = RunUpdate::since(&before, &self.folded, self.run_id(), owner);
         let pushed = if self.folded.status.is_final() {
             self.lane.push_last_facts(&events, update, at, self.record.clone())
         } else {
@@ -265,25 +267,18 @@ impl Driver {
     }
 
     fn expire(&mut self, calls: &[CallId]) -> Result<(), Stop> {
-        let events = self.open_calls(calls, |step, call, _| write::expired(step, call));
-        self.push(events, Owner::Keep)?;
-        let waits = !self.folded.required_actions(self.run_id()).is_empty();
-        if self.folded.status == RunStatus::RequiresAction && !waits {
-            let resumed = StatusChanged { status: RunStatus::Queued };
-            self.push(vec![Event::RunResumed(resumed)], Owner::Keep)?;
-        }
-        Ok(())
+        let events = write::expired(&self.folded, calls);
+        self.push(events, Owner::Keep).map(drop)
     }
 
     async fn park(&mut self, until: Option<Timestamp>) -> Result<(), Stop> {
         let of_children = self.children_actions();
         if self.folded.status == RunStatus::RequiresAction {
-            let ids = |actions: &[RequiredAction]| -> HashSet<CallId> {
-                actions.iter().map(|action| action.call_id).collect()
-            };
-            if ids(&of_children) != ids(&self.folded.children_actions) {
+            let said = self.folded.children_actions.iter().map(|open| open.action.call_id);
+            let now = of_children.iter().map(|action| action.call_id);
+            if said.collect::<HashSet<_>>() != now.collect() {
                 // Its children wait for something else by now: it says so when it parks again.
-                return self.push(vec![go_on()], Owner::Keep).map(drop);
+                return self.push(vec![write::resumed()], Owner::Keep).map(drop);
             }
             // Looked at too early: it waits as before.
             let until = until.unwrap_or_else(|| self.now().plus(Duration::from_secs(3600)));
@@ -398,13 +393,17 @@ impl Driver {
         }
         for unseen in unseen {
             match unseen {
+                Unseen::Delta { step, .. } if !overtaken::is_being_written(&self.folded, step) => {}
                 Unseen::Delta { event_type, step, content } => {
                     self.lane.push_delta(event_type, step, &content, self.now());
                 }
                 // Whether it may still end or park is decided again.
-                Unseen::Fact(event) if is_rest(&event) => break,
+                Unseen::Fact(event) if event.event_type().is_rest() => break,
                 Unseen::Fact(event) => {
-                    self.push(vec![event], Owner::Keep)?;
+                    let (seq, now) = (self.lane.next_seq(), self.now());
+                    if overtaken::still_holds(&self.folded, seq, now, &event) {
+                        self.push(vec![event], Owner::Keep)?;
+                    }
                 }
             }
         }
@@ -429,16 +428,7 @@ fn resumed(status: RunStatus, decision: &Decision) -> Option<Event> {
         | Decision::Park(_)
         | Decision::End(_) => false,
     };
-    (acts && status == RunStatus::RequiresAction).then(go_on)
-}
-
-const fn go_on() -> Event {
-    Event::RunResumed(StatusChanged { status: RunStatus::Queued })
-}
-
-/// Whether a run rests behind this event.
-const fn is_rest(event: &Event) -> bool {
-    event.event_type().is_final() || matches!(event, Event::RunRequiresAction(_))
+    (acts && status == RunStatus::RequiresAction).then(write::resumed)
 }
 
 impl Engine {
@@ -494,13 +484,14 @@ impl Engine {
                         | RunStatus::Cancelled
                         | RunStatus::Expired => Ending::Failed(error.clone()),
                     };
-                    let mut events = write::started(&folded);
-                    let events_of_end = write::ended(&folded, ending, at);
-                    events.extend(events_of_end);
+                    let before = folded.open_actions(run_id);
+                    let mut events = write::awakened(&folded);
+                    events.extend(write::ended(&folded, ending, at));
                     let fits = (lane.next_seq()..)
                         .zip(&events)
                         .all(|(seq, event)| folded.apply(seq, at, event.clone()).is_ok());
-                    let update = RunUpdate::of(&folded, Owner::Nobody { due_at: None });
+                    let owner = Owner::Nobody { due_at: None };
+                    let update = RunUpdate::since(&before, &folded, run_id, owner);
                     if fits { (events, update) } else { unreadable(&run, error, at) }
                 }
                 Err(_) => unreadable(&run, error, at),
@@ -553,6 +544,7 @@ fn unreadable(run: &Driveable, error: RunError, at: Timestamp) -> (Vec<Event>, R
         status_message: None,
         started_at: row.started_at,
         completed_at: Some(at),
+        actions: Some(Vec::new()),
         owner: Owner::Nobody { due_at: None },
     };
     (vec![Event::RunFailed(end)], update)

@@ -136,7 +136,7 @@ impl Stage {
             lane: 0,
             number: 1,
             at: now,
-            creates: vec![NewRun { row, body, first, key: None }],
+            creates: vec![NewRun { row, body, first, copied: Vec::new(), key: None }],
             appends: Vec::new(),
         };
         self.store.flush(&batch).await.unwrap();

@@ -102,7 +102,7 @@ impl Draft<'_> {
             started_at: None,
             completed_at: None,
         };
-        Ok((NewRun { row, body, first, key: self.key }, input))
+        Ok((NewRun { row, body, first, copied: Vec::new(), key: self.key }, input))
     }
 }
 

@@ -170,7 +170,9 @@ impl Journal {
     /// [`StoreError::Late`] when its fate is not known in time: it may be there, or come to be.
     pub async fn create(&self, run: NewRun) -> Result<CreateOutcome> {
         let (reply, answer) = oneshot::channel();
-        let doorbell = if run.key.is_some() { &self.keyed } else { &self.appends };
+        // What takes long, or may have to wait for somebody, holds up no token.
+        let aside = run.key.is_some() || !run.copied.is_empty();
+        let doorbell = if aside { &self.keyed } else { &self.appends };
         if !doorbell.create(Create { run, reply }) {
             return Err(StoreError::Overloaded);
         }

@@ -147,7 +147,9 @@ impl Lane {
             state.waiting.push(Waiting::Fact(entry));
         }
         let last = state.next_seq - 1;
-        state.update = Some(RunUpdate { fact_seq: last, ..update });
+        // What waits for the same flush may have changed the open actions.
+        let actions = update.actions.or(state.update.take().and_then(|update| update.actions));
+        state.update = Some(RunUpdate { fact_seq: last, actions, ..update });
         self.list(state, haste == Haste::AtOnce);
         Ok(last)
     }

@@ -29,6 +29,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
+use crate::domain::event::EventType;
 use crate::domain::ids::{NodeId, RunId, WorkspaceId};
 use crate::domain::run::RunStatus;
 use crate::shutdown::Tasks;
@@ -135,7 +136,8 @@ impl Log {
     /// # Errors
     /// When the database is away, busy, or refuses the run.
     pub async fn create(&self, mut run: NewRun) -> Result<Created> {
-        let kept = self.desk.keep_slot();
+        // What begins with more than its first event is read from the store by whoever claims it.
+        let kept = if run.copied.is_empty() { self.desk.keep_slot() } else { None };
         if let Some(kept) = &kept {
             run.row.node_id = Some(kept.node_id);
             run.row.due_at = None;
@@ -145,9 +147,10 @@ impl Log {
         let record = RunRecord {
             row: run.row.clone(),
             body: run.body.clone(),
-            last_seq: 1,
+            last_seq: run.row.fact_seq,
             first: Some(run.first.clone()),
             newest_fact: None,
+            actions: Vec::new(),
         };
         match self.journal.create(run).await? {
             CreateOutcome::AgentMoved => Ok(Created::AgentMoved),
@@ -222,6 +225,26 @@ impl Log {
         Ok(())
     }
 
+    /// Lets somebody who does not drive a run write to it. The run goes on if that was what it waited
+    /// for.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn visit(&self, write: GuestWrite) -> Result<GuestOutcome> {
+        let run_id = write.run_id;
+        let outcome = self.store.guest(write).await?;
+        if let GuestOutcome::Done { appended, .. } = &outcome
+            && !appended.is_empty()
+        {
+            self.wrote(run_id);
+            self.wake.signal();
+            if appended.iter().any(|fact| fact.event_type == EventType::RunResumed) {
+                self.queued();
+            }
+        }
+        Ok(outcome)
+    }
+
     /// Somebody who does not drive this run has written to it.
     fn wrote(&self, run_id: RunId) {
         self.live.hint(run_id);
@@ -258,7 +281,7 @@ impl Log {
         Ok(match outcome {
             GuestOutcome::Absent => Erased::Absent,
             GuestOutcome::KeyTaken(row) => Erased::KeyTaken(row),
-            GuestOutcome::Done { .. } => Erased::Done,
+            GuestOutcome::Done { .. } | GuestOutcome::Refused(_) => Erased::Done,
         })
     }
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::domain::event::Entry;
-use crate::domain::fold::Folded;
+use crate::domain::fold::{Call, CallState, Folded};
 use crate::domain::ids::{AgentId, ConversationId, NodeId, RunId, WorkspaceId};
 use crate::domain::money::Usd;
-use crate::domain::run::{RunConfig, RunStatus};
+use crate::domain::run::{OpenAction, RunConfig, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Usage;
 
@@ -94,6 +94,9 @@ pub struct NewRun {
     pub body: RunBody,
     /// `run.queued`, seq 1.
     pub first: Entry,
+    /// Facts that it begins with, behind the first: those that a fork copies. `row` says what they make
+    /// of it, and its agent's version need not be the current one.
+    pub copied: Vec<Entry>,
     /// Bound in the same transaction.
     pub key: Option<NewKey>,
 }
@@ -135,14 +138,24 @@ pub struct RunUpdate {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub completed_at: Option<Timestamp>,
+    /// The actions that are open from here on; `None`: the same as before.
+    pub actions: Option<Vec<OpenAction>>,
     /// Who owns it from here on.
     pub owner: Owner,
 }
 
 impl RunUpdate {
-    /// What a folded run makes of its row.
+    /// What a folded run makes of its row, and of its open actions, which were these before.
+    pub fn since(before: &[OpenAction], folded: &Folded, run_id: RunId, owner: Owner) -> Self {
+        let actions = folded.open_actions(run_id);
+        let actions = (actions != before).then_some(actions);
+        Self { actions, ..Self::of(folded, owner) }
+    }
+
+    /// What a folded run makes of its row; the same actions are open as before.
     pub fn of(folded: &Folded, owner: Owner) -> Self {
         Self {
+            actions: None,
             status: folded.status,
             fact_seq: folded.last_fact_seq,
             steps_completed: folded.steps_completed,
@@ -195,8 +208,9 @@ fn status_message(folded: &Folded) -> Option<String> {
     if turn.message.is_none() {
         return Some(format!("Calling {}", turn.model));
     }
+    let made = |call: &&Call| matches!(call.state, CallState::Ready | CallState::Started);
     let mut tools: Vec<&str> =
-        turn.calls.iter().filter(|call| call.is_open()).map(|call| call.tool.as_str()).collect();
+        turn.calls.iter().filter(made).map(|call| call.tool.as_str()).collect();
     tools.dedup();
     if tools.is_empty() { None } else { Some(format!("Calling {}", tools.join(", "))) }
 }

@@ -13,7 +13,7 @@
 //! - A driver's append names its claim (`rev` and node) and changes nothing when it has lost it.
 //! - Everyone else raises `rev`, so that the driver notices.
 //! - The workspace is the first predicate of every look-up that the API reaches.
-//! - Rows are locked in one order everywhere: idempotency → agents → runs (ascending).
+//! - Rows are locked in one order everywhere: idempotency → agents → runs (ascending) → actions.
 //!
 //! To add a method: write its contract here, its conformance test in `tests/it/store`, then both
 //! implementations.
@@ -32,9 +32,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::agent::Agent;
+use crate::domain::answer::Refusal;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
+use crate::domain::run::{OpenApproval, RequiredAction};
 use crate::domain::time::Timestamp;
 
 pub use batch::{
@@ -105,8 +107,10 @@ pub struct RunRecord {
     pub last_seq: i32,
     /// `run.queued`, which holds the input; left out in lists.
     pub first: Option<Entry>,
-    /// The newest fact, when the run has ended or waits for somebody: it says how, or for what.
+    /// The newest fact, when the run has ended or waits for somebody: it says how it ended.
     pub newest_fact: Option<Entry>,
+    /// What somebody must answer, in the order of the calls; left out where the log is read.
+    pub actions: Vec<RequiredAction>,
 }
 
 /// Which runs a list shows. All conditions must hold.
@@ -201,6 +205,8 @@ pub enum GuestDecision {
         /// The row as it is then.
         update: RunUpdate,
     },
+    /// Change nothing, bind no key, and say why.
+    Refuse(Refusal),
     /// Erase the run: its body, labels and log go; the row stays as a tombstone with `deleted_at`.
     Erase {
         /// When.
@@ -231,6 +237,8 @@ pub enum GuestOutcome {
     Absent,
     /// The key was bound already; nothing was changed.
     KeyTaken(KeyRow),
+    /// What was decided is not to be; nothing was changed.
+    Refused(Refusal),
     /// Done.
     Done {
         /// The node that drives the run, which must look again; `None` when nobody does.
@@ -387,6 +395,13 @@ pub trait Store: Send + Sync + 'static {
         filter: &RunFilter,
         page: &Page<RunId>,
     ) -> Result<Listed<RunRecord>>;
+
+    /// Approvals that nobody has decided, of all runs, by `call_id`.
+    async fn list_approvals(
+        &self,
+        workspace_id: WorkspaceId,
+        page: &Page<CallId>,
+    ) -> Result<Listed<OpenApproval>>;
 
     /// Milliseconds from creation to end of the agent's newest completed runs, at most 50.
     async fn recent_durations(

@@ -11,7 +11,7 @@ use crate::domain::agent::{Agent, ManagedBy};
 use crate::domain::event::{Entry, EventType};
 use crate::domain::ids::{ConversationId, NodeId, RunId, WorkspaceId};
 use crate::domain::money::Usd;
-use crate::domain::run::RunStatus;
+use crate::domain::run::{OpenApproval, RequiredAction, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Usage;
 
@@ -52,6 +52,9 @@ pub(super) struct RunFields {
     estimated_cost_micros: Option<i64>,
     metadata: String,
     last_seq: i32,
+    /// Only where clients read the run: the texts of `actions`, as a list.
+    #[sqlx(default)]
+    actions: Option<String>,
 }
 
 impl RunFields {
@@ -102,8 +105,52 @@ impl RunFields {
             estimated_cost: self.estimated_cost_micros.map(Usd::from_micros),
             metadata: read_metadata(&self.metadata)?,
         };
-        Ok(RunRecord { row, body, last_seq: self.last_seq, first: None, newest_fact: None })
+        let mut actions: Vec<RequiredAction> = match self.actions {
+            Some(texts) => serde_json::from_str(&texts).map_err(|e| corrupt("actions.data", e))?,
+            None => Vec::new(),
+        };
+        // Ids of calls are times.
+        actions.sort_unstable_by_key(|action| action.call_id);
+        let last_seq = self.last_seq;
+        Ok(RunRecord { row, body, last_seq, first: None, newest_fact: None, actions })
     }
+}
+
+/// The columns of `actions` for an approval, and the agent of its run.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct ApprovalFields {
+    agent_id: String,
+    created_at: i64,
+    data: String,
+}
+
+impl ApprovalFields {
+    /// The approval.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`].
+    pub(super) fn approval(self) -> Result<OpenApproval> {
+        let action: RequiredAction =
+            serde_json::from_str(&self.data).map_err(|e| corrupt("actions.data", e))?;
+        Ok(OpenApproval {
+            action_type: action.action_type,
+            run_id: action.run_id,
+            call_id: action.call_id,
+            tool: action.tool,
+            arguments: action.arguments,
+            expires_at: action.expires_at,
+            agent_id: self.agent_id.parse().map_err(|e| corrupt("runs.agent_id", e))?,
+            created_at: Timestamp::from_millis(self.created_at),
+        })
+    }
+}
+
+/// An open action as it is kept, in the form that clients read.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when it cannot be JSON, which none of our types allows.
+pub(super) fn action_text(action: &RequiredAction) -> Result<String> {
+    serde_json::to_string(action).map_err(|e| corrupt("an open action", e))
 }
 
 /// A run's metadata.

@@ -49,6 +49,12 @@ fn own(operation_id: &str) -> &'static [E] {
         }
         "create_run" => &[E::NotFound, E::AgentArchived, E::InvalidCursor, E::ValidationFailed],
         "cancel_run" => &[E::NotFound, E::ValidationFailed],
+        "post_tool_result" | "decide_approval" => {
+            &[E::NotFound, E::AlreadyDecided, E::RunEnded, E::ValidationFailed]
+        }
+        "fork_run" => &[E::NotFound, E::AgentArchived, E::ValidationFailed],
+        "steer_run" => &[E::NotFound, E::RunEnded, E::ValidationFailed],
+        "list_approvals" => &[E::InvalidCursor, E::ValidationFailed, E::UnknownField],
         "delete_run" => &[E::NotFound, E::RunActive, E::ValidationFailed],
         "get_readiness" => &[E::Unavailable],
         _ => &[],

@@ -72,6 +72,10 @@ fn tags() -> Vec<Tag> {
             "A model, instructions, tools and limits under a name. Every change is a new version.",
         ),
         ("runs", "One execution of an agent, from its input to its end."),
+        (
+            "actions",
+            "What people and programs say to a run: approvals, results of tools, messages.",
+        ),
         ("events", "What happened in a run: as a stream, as pages, and folded into steps."),
         ("health", "Whether the server is up, and whether it can take work. No key needed."),
     ]

@@ -8,8 +8,9 @@ use async_trait::async_trait;
 
 use crate::domain::agent::Agent;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
+use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 use crate::store::*;
 
@@ -106,6 +107,13 @@ impl Store for Down {
         _: &RunFilter,
         _: &Page<RunId>,
     ) -> Result<Listed<RunRecord>> {
+        down()
+    }
+    async fn list_approvals(
+        &self,
+        _: WorkspaceId,
+        _: &Page<CallId>,
+    ) -> Result<Listed<OpenApproval>> {
         down()
     }
     async fn recent_durations(&self, _: WorkspaceId, _: &AgentId) -> Result<Vec<i64>> {

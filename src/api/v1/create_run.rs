@@ -151,12 +151,8 @@ pub async fn create_run(
 }
 
 /// What is asked for, and how to answer. Judged by the caller when its turn comes.
-fn read(
-    mut body: JsonBody,
-    query: Query,
-    headers: &HeaderMap,
-) -> Result<(RunRequest, Mode), ApiError> {
-    no_client_tools(body.value_mut())?;
+fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<(RunRequest, Mode), ApiError> {
+    object_or_null(body.value())?;
     let run: CreateRun = body.read()?;
     run.supported()?;
     let mode = Mode {
@@ -173,14 +169,9 @@ fn read(
     Ok((request, mode))
 }
 
-/// Takes `config.client_tools` out, which no run has in this version.
-fn no_client_tools(body: &mut Value) -> Result<(), AppError> {
-    match body.get_mut("config") {
-        Some(Value::Object(config)) => match config.remove("client_tools") {
-            Some(tools) if !is_nothing(&tools) => Err(unsupported("/config/client_tools")),
-            _ => Ok(()),
-        },
-        // serde would read a list as a config, field by field.
+/// serde would read a list as a config, field by field.
+pub(super) fn object_or_null(body: &Value) -> Result<(), AppError> {
+    match body.get("config") {
         Some(Value::Array(_)) => Err(AppError::invalid("/config", "must be an object")),
         _ => Ok(()),
     }

@@ -1,7 +1,9 @@
 //! Version 1, one file a room. Handlers read a request, ask one use case, and reply.
 
+pub mod actions;
 pub mod agents;
 pub mod create_run;
+pub mod fork;
 pub mod run_events;
 pub mod runs;
 
@@ -20,6 +22,11 @@ pub fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run, runs::delete_run))
         .routes(routes!(runs::cancel_run))
+        .routes(routes!(fork::fork_run))
+        .routes(routes!(actions::post_tool_result))
+        .routes(routes!(actions::decide_approval))
+        .routes(routes!(actions::list_approvals))
+        .routes(routes!(actions::steer_run))
         .routes(routes!(run_events::stream_run_events))
         .routes(routes!(run_events::list_run_log))
         .routes(routes!(run_events::list_run_steps))

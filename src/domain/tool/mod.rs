@@ -174,16 +174,11 @@ impl Tool {
         // Each goes as soon as its kind of tool is there.
         let missing = match self {
             Self::Http(_) => Some("http"),
-            Self::Client(_) => Some("client"),
             Self::Mcp(_) => Some("mcp"),
-            Self::Agent(_) | Self::Builtin(_) => None,
+            Self::Client(_) | Self::Agent(_) | Self::Builtin(_) => None,
         };
         if let Some(kind) = missing {
             problems.add(format!("{pointer}/type"), format!("{kind} tools are not there yet"));
-        }
-        if self.requires_approval() {
-            let place = format!("{pointer}/requires_approval");
-            problems.add(place, "approvals are not there yet".to_owned());
         }
         let Some(spec) = self.spec() else { return };
         problems.require(

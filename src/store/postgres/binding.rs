@@ -33,6 +33,15 @@ fn entries<'q>(statement: Statement<'q>, all: &[(Uuid, &Entry)]) -> Statement<'q
         .bind(column(all, |(_, entry)| entry.text()))
 }
 
+/// Facts: whose, where, of what kind, and their texts.
+pub(super) fn facts<'q>(statement: Statement<'q>, all: &[(Uuid, &Entry)]) -> Statement<'q> {
+    statement
+        .bind(column(all, |(run_id, _)| *run_id))
+        .bind(column(all, |(_, entry)| entry.seq))
+        .bind(column(all, |(_, entry)| entry.event_type.code()))
+        .bind(column(all, |(_, entry)| entry.text()))
+}
+
 /// An event and whose it is.
 type Placed<'a> = (Uuid, &'a Entry);
 
@@ -51,11 +60,7 @@ pub(super) fn appends<'q>(statement: Statement<'q>, appends: &[&Append]) -> Stat
         .iter()
         .filter_map(|a| a.update.as_ref().map(|update| (a.run_id.uuid(), update)))
         .collect();
-    let statement = fences(statement, appends)
-        .bind(column(&facts, |(run_id, _)| *run_id))
-        .bind(column(&facts, |(_, entry)| entry.seq))
-        .bind(column(&facts, |(_, entry)| entry.event_type.code()))
-        .bind(column(&facts, |(_, entry)| entry.text()));
+    let statement = self::facts(fences(statement, appends), &facts);
     let statement = entries(statement, &deltas);
     statement
         .bind(column(&updates, |(run_id, _)| *run_id))

@@ -6,11 +6,13 @@ use std::sync::PoisonError;
 use sqlx::Row as _;
 use sqlx::types::Uuid;
 
+use crate::domain::event::Entry;
 use crate::domain::ids::NodeId;
 use crate::store::{
     Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, KeyRow, NewRun, Result, StoreError,
 };
 
+use super::actions::Changes;
 use super::connections::{Backend, Lease, Statement};
 use super::{PostgresStore, binding, failure, keys, statements};
 
@@ -37,6 +39,12 @@ select pg_terminate_backend(pid)
 from pg_stat_activity
 where pid = $1
 and extract(epoch from backend_start)::float8 = $2";
+
+/// Facts of runs that the same transaction has created.
+const COPY: &str = "\
+insert into run_facts (run_id, seq, kind, data)
+select v.run_id, v.seq, v.kind, v.data
+from unnest($1::uuid[], $2::int[], $3::smallint[], $4::text[]) v (run_id, seq, kind, data)";
 
 /// By the primary key of `runs`.
 const CREATED: &str = "\
@@ -176,27 +184,13 @@ fn is_blocked(error: &sqlx::Error) -> bool {
 }
 
 async fn flush_in(lease: &mut Lease<'_>, batch: &Batch) -> Result<BatchOutcome> {
-    let creates: Vec<&NewRun> = batch.creates.iter().collect();
-    let appends: Vec<&Append> = batch.appends.iter().collect();
-    let number = |sql| binding::flush(sqlx::query(sql), batch);
-    let done = if creates.is_empty() {
-        let statement = if appends.iter().all(|append| is_for_the_eye(append)) {
-            binding::deltas(number(statements::DELTAS), &appends)
-        } else {
-            binding::appends(number(statements::APPENDS), &appends)
-        };
-        let appended = ids(lease, statement).await.map_err(failure::of_write)?;
-        Done { created: HashSet::new(), appended }
-    } else if appends.is_empty() || is_one_statement(&creates, &appends) {
-        let statement = create(batch, &creates, &appends)?;
-        let all = ids(lease, statement).await.map_err(failure::of_write)?;
-        // No run is in both.
-        Done { created: all.clone(), appended: all }
+    let statements = Statements::of(batch)?;
+    let behind = Behind::of(batch)?;
+    let done = if statements.is_one() && behind.is_nothing() {
+        statements.run(lease).await.map_err(failure::of_write)?
     } else {
-        let first = create(batch, &creates, &[])?;
-        let then = binding::appends(number(statements::APPENDS_UNNUMBERED), &appends);
         lease.begin().await.map_err(failure::of_read)?;
-        match in_turn(lease, first, then).await {
+        match in_turn(lease, statements, behind).await {
             Ok(done) => {
                 lease.commit().await.map_err(failure::of_write)?;
                 done
@@ -240,14 +234,95 @@ fn create(batch: &Batch, creates: &[&NewRun], appends: &[&Append]) -> Result<Sta
     Ok(if keyed { binding::keys(statement, creates) } else { statement })
 }
 
+/// What writes a batch: one statement, or two where creations and appends cannot share one.
+enum Statements {
+    Appends(Statement<'static>),
+    Both(Statement<'static>),
+    InTurn(Statement<'static>, Statement<'static>),
+}
+
+impl Statements {
+    fn of(batch: &Batch) -> Result<Self> {
+        let creates: Vec<&NewRun> = batch.creates.iter().collect();
+        let appends: Vec<&Append> = batch.appends.iter().collect();
+        let number = |sql| binding::flush(sqlx::query(sql), batch);
+        Ok(if creates.is_empty() {
+            Self::Appends(if appends.iter().all(|append| is_for_the_eye(append)) {
+                binding::deltas(number(statements::DELTAS), &appends)
+            } else {
+                binding::appends(number(statements::APPENDS), &appends)
+            })
+        } else if appends.is_empty() || is_one_statement(&creates, &appends) {
+            Self::Both(create(batch, &creates, &appends)?)
+        } else {
+            let then = binding::appends(number(statements::APPENDS_UNNUMBERED), &appends);
+            Self::InTurn(create(batch, &creates, &[])?, then)
+        })
+    }
+
+    const fn is_one(&self) -> bool {
+        matches!(self, Self::Appends(_) | Self::Both(_))
+    }
+
+    async fn run(self, lease: &mut Lease<'_>) -> std::result::Result<Done, sqlx::Error> {
+        Ok(match self {
+            Self::Appends(statement) => {
+                Done { created: HashSet::new(), appended: ids(lease, statement).await? }
+            }
+            // No run is in both.
+            Self::Both(statement) => {
+                let all = ids(lease, statement).await?;
+                Done { created: all.clone(), appended: all }
+            }
+            Self::InTurn(first, then) => {
+                let created = ids(lease, first).await?;
+                Done { created, appended: ids(lease, then).await? }
+            }
+        })
+    }
+}
+
+/// What few batches have, and what is written behind the rest of them, in the same transaction.
+struct Behind<'a> {
+    /// Facts that new runs begin with.
+    copied: Vec<(Uuid, &'a Entry)>,
+    actions: Changes,
+}
+
+impl<'a> Behind<'a> {
+    fn of(batch: &'a Batch) -> Result<Self> {
+        let copied = batch
+            .creates
+            .iter()
+            .flat_map(|new| new.copied.iter().map(|entry| (new.row.run_id.uuid(), entry)))
+            .collect();
+        let mut actions = Changes::default();
+        for append in &batch.appends {
+            if let Some(open) = append.update.as_ref().and_then(|update| update.actions.as_ref()) {
+                actions.add(append.run_id.uuid(), open)?;
+            }
+        }
+        Ok(Self { copied, actions })
+    }
+
+    const fn is_nothing(&self) -> bool {
+        self.copied.is_empty() && self.actions.is_empty()
+    }
+}
+
 async fn in_turn(
     lease: &mut Lease<'_>,
-    first: Statement<'_>,
-    then: Statement<'_>,
+    statements: Statements,
+    behind: Behind<'_>,
 ) -> std::result::Result<Done, sqlx::Error> {
-    let created = ids(lease, first).await?;
-    let appended = ids(lease, then).await?;
-    Ok(Done { created, appended })
+    let done = statements.run(lease).await?;
+    let of_new = |(run_id, _): &&(Uuid, &Entry)| done.created.contains(run_id);
+    let copied: Vec<_> = behind.copied.iter().filter(of_new).copied().collect();
+    if !copied.is_empty() {
+        lease.change(binding::facts(sqlx::query(COPY), &copied)).await?;
+    }
+    behind.actions.write(lease, |run_id| done.appended.contains(run_id)).await?;
+    Ok(done)
 }
 
 async fn ids(

@@ -10,6 +10,7 @@ use crate::store::{
     GuestDecision, GuestOutcome, GuestWrite, Locked, Result, RunRecord, RunUpdate, StoreError,
 };
 
+use super::actions::Changes;
 use super::connections::Lease;
 use super::runs::run_columns;
 use super::{PostgresStore, binding, failure, keys};
@@ -134,6 +135,7 @@ async fn guest_in(lease: &mut Lease<'_>, write: &GuestWrite) -> Result<GuestOutc
             append(lease, &locked.record, &facts, &update).await?;
             facts
         }
+        GuestDecision::Refuse(refusal) => return Ok(GuestOutcome::Refused(refusal)),
         GuestDecision::Erase { at } => {
             erase(lease, &locked.record, at).await?;
             Vec::new()
@@ -195,7 +197,13 @@ async fn append(
         .bind(owner)
         .bind(due_at)
         .bind(update.children_cost.map(Usd::micros));
-    one_row(lease.change(query).await.map_err(failure::of_read)?)
+    one_row(lease.change(query).await.map_err(failure::of_read)?)?;
+    if let Some(open) = &update.actions {
+        let mut changes = Changes::default();
+        changes.add(record.row.run_id.uuid(), open)?;
+        changes.write(lease, |_| true).await.map_err(failure::of_read)?;
+    }
+    Ok(())
 }
 
 async fn erase(lease: &mut Lease<'_>, record: &RunRecord, at: Timestamp) -> Result<()> {

@@ -5,8 +5,8 @@
 //! - [`failure`]: what an error means.
 //! - [`statements`], [`binding`], [`flush`]: group commit, and batches in doubt.
 //! - [`listen`]: hints between nodes, and the lock that shows that a process is there.
-//! - [`guest`], [`log`], [`runs`], [`families`], [`agents`], [`keys`], [`nodes`], [`retention`]: the
-//!   other operations by room.
+//! - [`guest`], [`log`], [`runs`], [`families`], [`actions`], [`agents`], [`keys`], [`nodes`],
+//!   [`retention`]: the other operations by room.
 //!
 //! What this room must never do: build SQL at run time, hold a transaction across anything but SQL,
 //! or put a connection back whose last answer is not known.
@@ -15,6 +15,7 @@
 //! on in the comment, then its line in `impl Store` below. Writes that commit map their errors with
 //! `failure::of_write`, everything else with `failure::of_read`.
 
+mod actions;
 mod agents;
 mod binding;
 mod connections;
@@ -43,8 +44,9 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 
 use crate::domain::agent::Agent;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
+use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
@@ -285,6 +287,14 @@ impl Store for PostgresStore {
         page: &Page<RunId>,
     ) -> Result<Listed<RunRecord>> {
         self.list_run_rows(workspace_id, filter, page).await
+    }
+
+    async fn list_approvals(
+        &self,
+        workspace_id: WorkspaceId,
+        page: &Page<CallId>,
+    ) -> Result<Listed<OpenApproval>> {
+        self.list_approval_rows(workspace_id, page).await
     }
 
     async fn recent_durations(

@@ -40,12 +40,30 @@ case
 }
 pub(super) use last_seq;
 
+/// What clients read of a run's open actions, by the primary key of `actions`. An ended run has none.
+macro_rules! actions {
+    () => {
+        "\
+case
+        when r.status >= 10 then null
+        else (
+            select '[' || string_agg(a.data, ',') || ']'
+            from actions a
+            where a.run_id = r.run_id
+        )
+    end as actions"
+    };
+}
+
 /// By primary keys. The newest fact counts once the run ended or (3) waits for somebody.
 const LOAD: &str = concat!(
     "select ",
     run_columns!(),
     ", ",
     last_seq!(),
+    ",
+    ",
+    actions!(),
     ",
     first.seq as first_seq, first.kind as first_kind, first.data as first_data,
     newest.seq as newest_seq, newest.kind as newest_kind, newest.data as newest_data
@@ -139,6 +157,9 @@ macro_rules! list {
             run_columns!(),
             ", ",
             last_seq!(),
+            ",
+    ",
+            actions!(),
             ",
     newest.seq as newest_seq, newest.kind as newest_kind, newest.data as newest_data
 from (",

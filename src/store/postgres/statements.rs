@@ -115,7 +115,8 @@ facts as (
     };
 }
 
-/// What was asked for, as far as the agent (by its primary key) still is as the caller saw it.
+/// What was asked for, as far as the agent (by its primary key) still is as the caller saw it. A fork is
+/// of the version of what it was forked from, which need not be the current one.
 macro_rules! passing {
     ($more:literal, $columns:literal) => {
         concat!(
@@ -142,7 +143,7 @@ macro_rules! passing {
         from agents a
         where a.workspace_id = v.workspace_id
         and a.agent_id = v.agent_id
-        and a.current_version = v.agent_version
+        and (a.current_version = v.agent_version or v.forked_from_run_id is not null)
         and a.archived_at is null
         limit 1
     ) a

@@ -7,6 +7,7 @@ use crate::domain::money::Usd;
 use crate::domain::time::Timestamp;
 use crate::store::{Owner, Result, RunUpdate, rows};
 
+use super::actions::Changes;
 use super::failure;
 use super::table::Table;
 
@@ -74,6 +75,7 @@ pub(super) struct Events {
     updates: Table,
     /// Whether one of the updates is of a run that has a parent.
     has_child: bool,
+    actions: Changes,
 }
 
 /// Who changes a run.
@@ -95,6 +97,7 @@ impl Events {
             delta_texts: Vec::new(),
             updates: Table::new(),
             has_child: false,
+            actions: Changes::new(),
         }
     }
 
@@ -116,8 +119,14 @@ impl Events {
         table.int(offset(from)).int(offset(entry.data.len()));
     }
 
-    /// A change of the row of the run of this number.
-    pub(super) fn update(&mut self, run_no: i64, update: &RunUpdate, writes: Writes) {
+    /// A change of the row of the run of this number, and of its open actions.
+    ///
+    /// # Errors
+    /// As [`Changes::add`].
+    pub(super) fn update(&mut self, run_no: i64, update: &RunUpdate, writes: Writes) -> Result<()> {
+        if let Some(open) = &update.actions {
+            self.actions.add(run_no, open)?;
+        }
         let (owner, due_at) = match update.owner {
             Owner::Keep => (0, None),
             Owner::Nobody { due_at } => (1, due_at),
@@ -142,6 +151,7 @@ impl Events {
             .maybe_int(due_at.map(Timestamp::millis))
             .maybe_int(update.children_cost.map(Usd::micros));
         self.has_child |= update.parent_run_id.is_some();
+        Ok(())
     }
 
     /// Writes everything, inside the transaction that is open.
@@ -170,7 +180,7 @@ impl Events {
             let query = sqlx::query(UPDATE_RUNS).bind(updates);
             query.execute(&mut *connection).await.map_err(failure::of)?;
         }
-        Ok(())
+        self.actions.write(connection).await
     }
 }
 

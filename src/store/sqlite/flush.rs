@@ -138,7 +138,12 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
             continue;
         }
         let agent = (create.row.workspace_id, &create.row.agent_id);
-        if current.get(&agent) != Some(&i64::from(create.row.agent_version)) {
+        // A fork is of the version of what it was forked from, which need not be the current one.
+        let version = current.get(&agent).copied().filter(|current| {
+            *current == i64::from(create.row.agent_version)
+                || create.row.forked_from_run_id.is_some()
+        });
+        if version.is_none() {
             outcome.creates.push(CreateOutcome::AgentMoved);
             continue;
         }
@@ -148,7 +153,9 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
         }
         run_no += 1;
         creates.add(run_no, create)?;
-        events.entry(run_no, &create.first);
+        for entry in std::iter::once(&create.first).chain(&create.copied) {
+            events.entry(run_no, entry);
+        }
         new.insert(create.row.run_id, (run_no, create));
         outcome.creates.push(CreateOutcome::Created);
     }
@@ -167,7 +174,7 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
             events.entry(run_no, entry);
         }
         if let Some(update) = &append.update {
-            events.update(run_no, update, Writes::Driver);
+            events.update(run_no, update, Writes::Driver)?;
         }
         outcome.appends.push(AppendOutcome::Written);
     }

@@ -73,6 +73,8 @@ async fn apply(connection: &mut SqliteConnection, write: &GuestWrite) -> Result<
             append(connection, run_no, &locked, &facts, &update).await?;
             facts
         }
+        // It has written nothing yet.
+        GuestDecision::Refuse(refusal) => return Ok(GuestOutcome::Refused(refusal)),
         GuestDecision::Erase { at } => {
             erase(connection, run_no, &locked, at).await?;
             Vec::new()
@@ -112,7 +114,7 @@ async fn append(
     for fact in facts {
         events.entry(run_no, fact);
     }
-    events.update(run_no, update, Writes::Guest);
+    events.update(run_no, update, Writes::Guest)?;
     // There are no deltas among them, so no time is written.
     events.write(connection, Timestamp::from_millis(0)).await
 }

@@ -19,6 +19,9 @@ macro_rules! list {
             "select ",
             runs::columns!(),
             ",
+    ",
+            runs::actions!(),
+            ",
     newest.seq as newest_seq, newest.kind as newest_kind, newest.data as newest_data
 from runs r indexed by ",
             $index,
@@ -93,6 +96,9 @@ macro_rules! by_label {
         concat!(
             "select ",
             runs::columns!(),
+            ",
+    ",
+            runs::actions!(),
             ",
     newest.seq as newest_seq, newest.kind as newest_kind, newest.data as newest_data
 from run_labels first

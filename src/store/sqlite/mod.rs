@@ -22,6 +22,7 @@
 //! To add a method: its statements and their code go to the file of its subject, as a function over
 //! `&Readers` or `&Writer`; this file only names it.
 
+mod actions;
 mod agents;
 mod checkpoint;
 mod connect;
@@ -51,8 +52,9 @@ use sqlx::{ConnectOptions as _, Row as _};
 
 use crate::domain::agent::Agent;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
+use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
@@ -302,6 +304,14 @@ impl Store for SqliteStore {
         page: &Page<RunId>,
     ) -> Result<Listed<RunRecord>> {
         list::list(&self.readers, workspace_id, filter, page).await
+    }
+
+    async fn list_approvals(
+        &self,
+        workspace_id: WorkspaceId,
+        page: &Page<CallId>,
+    ) -> Result<Listed<OpenApproval>> {
+        actions::list(&self.readers, workspace_id, page).await
     }
 
     async fn recent_durations(

@@ -3,11 +3,12 @@
 
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
-use super::{events, families, flush, guest, list, log, nodes, retention, runs};
+use super::{actions, events, families, flush, guest, list, log, nodes, retention, runs};
 
-const SCHEMA: [&str; 3] = [
+const SCHEMA: [&str; 4] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_retention.sql"),
+    include_str!("../../../migrations/sqlite/0003_actions.sql"),
     include_str!("../../../migrations/sqlite/0004_families.sql"),
 ];
 
@@ -40,6 +41,7 @@ async fn no_statement_scans_or_sorts_what_grows() {
         sqlx::raw_sql(migration).execute(&mut connection).await.unwrap();
     }
     let all = [
+        actions::STATEMENTS,
         events::STATEMENTS,
         families::STATEMENTS,
         flush::STATEMENTS,

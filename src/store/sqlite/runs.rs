@@ -55,10 +55,25 @@ and (r.status >= 10 or r.status = 3)"
 }
 pub(super) use newest_fact;
 
+/// What clients read of a run's open actions, by the primary key of `actions`. An ended run has none.
+macro_rules! actions {
+    () => {
+        "iif(r.status >= 10, null, (
+        select '[' || group_concat(a.data, ',') || ']'
+        from actions a
+        where a.run_id = r.run_id
+    )) as actions"
+    };
+}
+pub(super) use actions;
+
 /// By the unique indexes of `runs` and `run_facts`, and the primary key of `run_bodies`.
 const LOAD: &str = concat!(
     "select ",
     columns!(),
+    ",
+    ",
+    actions!(),
     ",
     first.seq as first_seq, first.kind as first_kind, first.data as first_data,
     newest.seq as newest_seq, newest.kind as newest_kind, newest.data as newest_data

@@ -8,10 +8,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use stepwell::clock::Clock;
 use stepwell::domain::agent::AgentSettings;
+use stepwell::domain::answer::{self, Report, Said, Verdict};
 use stepwell::domain::decide::{Decision, Ending, Now, decide};
-use stepwell::domain::event::{Approval, ApprovalDecision, Entry, Event, EventType, RunQueued};
-use stepwell::domain::event::{StatusChanged, SteeringInput};
-use stepwell::domain::fold::{CallState, Folded};
+use stepwell::domain::event::{
+    ApprovalDecision, Entry, Event, EventType, RunQueued, StatusChanged,
+};
+use stepwell::domain::fold::Folded;
 use stepwell::domain::ids::{CallId, RunId};
 use stepwell::domain::message::{Content, Input};
 use stepwell::domain::model::{Catalogue, FinishReason, ModelAnswer, RequestedCall, Turn};
@@ -45,6 +47,9 @@ struct Simulation {
     requests: usize,
     crashes: usize,
     guests: usize,
+    answers: usize,
+    expired: usize,
+    unknown: usize,
 }
 
 fn settings(dice: &mut Dice) -> AgentSettings {
@@ -54,7 +59,12 @@ fn settings(dice: &mut Dice) -> AgentSettings {
         "system_prompt": if dice.roll(2) == 0 { Value::Null } else { json!("Be brief.") },
         "tools": [
             {"type": "builtin", "name": "current_time"},
-            {"type": "builtin", "name": "echo"},
+            {"type": "builtin", "name": "echo", "requires_approval": dice.roll(2) == 0, "approval_timeout_seconds": 20},
+            {"type": "client", "name": "mine", "timeout_seconds": 1 + dice.roll(40),
+             "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}},
+            {"type": "http", "name": "pay", "url": "https://example.com/pay", "effect": "once"},
+            {"type": "client", "name": "both", "requires_approval": true,
+             "timeout_seconds": 1 + dice.roll(40), "approval_timeout_seconds": 20},
         ],
         "max_steps": 1 + dice.roll(5),
         "timeout_seconds": 30,
@@ -80,10 +90,10 @@ fn input(dice: &mut Dice) -> Input {
 
 impl Simulation {
     fn new(dice: &mut Dice) -> Self {
-        let clock = Clock::system();
+        let now = Timestamp::from_millis(1_795_340_613_000);
+        let clock = Clock::manual(now);
         let run_id = clock.run_id();
         let plan = Plan::new(settings(dice), &Catalogue::default());
-        let now = Timestamp::from_millis(1_795_340_613_000);
         let queued = Event::RunQueued(RunQueued {
             status: RunStatus::Queued,
             agent_id: "a".parse().expect("id"),
@@ -110,6 +120,9 @@ impl Simulation {
             requests: 0,
             crashes: 0,
             guests: 0,
+            answers: 0,
+            expired: 0,
+            unknown: 0,
         }
     }
 
@@ -141,9 +154,9 @@ impl Simulation {
     fn answer(&mut self, dice: &mut Dice) -> ModelAnswer {
         let arguments =
             ["{}", "", "{\"text\": \"x\"}", "not json", "[1]", "{\"text\": 7}", "\u{0}"];
-        let tools = ["current_time", "echo", "nowhere", ""];
+        let tools = ["current_time", "echo", "mine", "both", "pay", "nowhere"];
         let calls = (0..dice.roll(4)).map(|_| RequestedCall {
-            tool: tools[usize::from(dice.roll(4))].to_owned(),
+            tool: tools[usize::from(dice.roll(6))].to_owned(),
             arguments: arguments[usize::from(dice.roll(7))].to_owned(),
         });
         let tool_calls: Vec<_> = calls.collect();
@@ -185,21 +198,14 @@ impl Simulation {
                 let answer = self.answer(dice);
                 let mut ids = self.clock.clone();
                 self.push(write::answered(turn.step, &self.plan, answer, &mut ids));
-                self.make_some_wait(dice);
             }
         }
     }
 
-    /// Some calls need a person first, as tools of later issues will.
-    fn make_some_wait(&mut self, dice: &mut Dice) {
-        let turn = self.folded.open_step().expect("open").clone();
-        for call in &turn.calls {
-            if dice.roll(4) == 0 {
-                let asked = approval(turn.step, call.call_id, &call.arguments, &call.tool);
-                let expires_at = Some(self.now.plus(Duration::from_secs(20)));
-                self.push(vec![Event::ApprovalRequested(Approval { expires_at, ..asked })]);
-            }
-        }
+    fn pass(&mut self, seconds: u8) {
+        let time = Duration::from_secs(u64::from(seconds));
+        self.clock.advance(time);
+        self.now = self.now.plus(time);
     }
 
     fn answer_a_tool(&mut self, dice: &mut Dice) {
@@ -236,41 +242,79 @@ impl Simulation {
                 let status = RunStatus::Cancelling;
                 self.push(vec![Event::RunCancelling(StatusChanged { status })]);
             }
-            2 if self.folded.status == RunStatus::Running => {
-                self.guests += 1;
-                let step = self.folded.open_step().map_or(1, |turn| turn.step);
-                let message_id = self.clock.message_id();
+            2 => {
                 let content = Content::Text("Also this.".to_owned());
-                self.push(vec![Event::InputReceived(SteeringInput { message_id, content, step })]);
+                let message_id = self.clock.message_id();
+                if let Ok(event) = answer::steer(&self.folded, 0, message_id, &content) {
+                    self.guests += 1;
+                    self.push(vec![event]);
+                }
             }
-            3 => self.now = self.now.plus(Duration::from_secs(u64::from(dice.roll(40)))),
+            3 => {
+                let seconds = dice.roll(40);
+                self.pass(seconds);
+            }
+            5 | 6 => self.somebody_answers(dice),
             _ => {}
         }
     }
 
     /// While it is parked: somebody answers one action, or time passes.
     fn while_parked(&mut self, dice: &mut Dice) {
-        let turn = self.folded.open_step().expect("open").clone();
-        let waiting = turn.calls.iter().find_map(|call| match call.state {
-            CallState::Waiting(kind, _) => Some((call, kind)),
-            _ => None,
-        });
-        let Some((call, kind)) = waiting else { return };
-        assert_eq!(kind, ActionType::Approval, "nothing here has the effect `once`");
-        let decision = match dice.roll(3) {
-            0 => ApprovalDecision::Approve,
-            1 => ApprovalDecision::Deny,
-            _ => {
-                self.now = self.now.plus(Duration::from_secs(21));
-                return;
+        if dice.roll(3) == 0 {
+            self.pass(21);
+        } else {
+            self.somebody_answers(dice);
+        }
+    }
+
+    /// Any open action is answered in any way, twice; and what is answered otherwise is refused.
+    fn somebody_answers(&mut self, dice: &mut Dice) {
+        let actions = self.folded.required_actions(self.run_id);
+        if actions.is_empty() {
+            return;
+        }
+        let action = &actions[usize::from(dice.roll(128)) % actions.len()];
+        let call_id = action.call_id;
+        let what = dice.roll(4);
+        let decision = if what == 0 { ApprovalDecision::Deny } else { ApprovalDecision::Approve };
+        let arguments = (what == 1).then(|| json!({"text": "edited"}));
+        let verdict = Verdict {
+            call_id,
+            decision,
+            arguments,
+            reason: (what == 0).then(|| "No.".to_owned()),
+            decided_by: None,
+        };
+        let said = match (what, action.action_type) {
+            (0, _) => Said::Failed("It broke.".to_owned()),
+            (1, ActionType::ToolOutcome) => Said::Again,
+            _ => Said::Result(json!({"n": what})),
+        };
+        let report = Report { call_id, said, said_by: None };
+        let say = |run: &Self, report: &Report, verdict: &Verdict| match action.action_type {
+            ActionType::Approval => answer::decide(&run.folded, &run.plan, verdict, run.now),
+            ActionType::ToolResult | ActionType::ToolOutcome => {
+                answer::report(&run.folded, report, run.now)
             }
         };
-        let asked = approval(turn.step, call.call_id, &call.arguments, &call.tool);
-        self.push(vec![Event::ApprovalDecided(Approval { decision: Some(decision), ..asked })]);
-        if self.folded.required_actions(self.run_id).is_empty() {
-            let status = RunStatus::Queued;
-            self.push(vec![Event::RunResumed(StatusChanged { status })]);
+        let open = action.expires_at.is_none_or(|until| self.now < until);
+        match say(self, &report, &verdict) {
+            Ok(events) => {
+                assert!(open && !events.is_empty(), "an answer to nothing");
+                self.answers += 1;
+                self.push(events);
+            }
+            Err(refusal) => {
+                let over = self.folded.status == RunStatus::Cancelling;
+                assert!(over || !open, "refused: {refusal:?}");
+                return;
+            }
         }
+        assert_eq!(say(self, &report, &verdict), Ok(vec![]), "the same again is fine");
+        let other = Verdict { reason: Some("Another.".to_owned()), ..verdict };
+        let other_report = Report { said: Said::Result(json!("another")), ..report };
+        assert!(say(self, &other_report, &other).is_err(), "one answer wins");
     }
 
     /// One turn of the engine's loop. `false` once the run has ended.
@@ -310,17 +354,15 @@ impl Simulation {
                 unreachable!("nothing here calls an agent")
             }
             Decision::AwaitTools => self.answer_a_tool(dice),
-            Decision::AskOutcome(_) => unreachable!("nothing here has the effect `once`"),
-            Decision::Expire(ids) => {
+            Decision::AskOutcome(ids) => {
+                self.unknown += ids.len();
                 let turn = self.folded.open_step().expect("open").clone();
-                let late = turn.calls.iter().filter(|call| ids.contains(&call.call_id));
-                let events = late.filter_map(|call| write::expired(turn.step, call)).collect();
-                self.push(events);
-                let waits = !self.folded.required_actions(self.run_id).is_empty();
-                if self.folded.status == RunStatus::RequiresAction && !waits {
-                    let status = RunStatus::Queued;
-                    self.push(vec![Event::RunResumed(StatusChanged { status })]);
-                }
+                let of = turn.calls.iter().filter(|call| ids.contains(&call.call_id));
+                self.push(of.map(|call| write::outcome_unknown(turn.step, call)).collect());
+            }
+            Decision::Expire(ids) => {
+                self.expired += ids.len();
+                self.push(write::expired(&self.folded, &ids));
             }
             Decision::CloseStep => {
                 let turn = self.folded.open_step().expect("open").clone();
@@ -333,19 +375,6 @@ impl Simulation {
             Decision::End(ending) => self.push(write::ended(&self.folded, ending, self.now)),
         }
         true
-    }
-}
-
-fn approval(step: i32, call_id: CallId, arguments: &Value, tool: &str) -> Approval {
-    Approval {
-        step,
-        call_id,
-        tool: tool.to_owned(),
-        arguments: arguments.clone(),
-        decision: None,
-        reason: None,
-        decided_by: None,
-        expires_at: None,
     }
 }
 
@@ -467,8 +496,9 @@ proptest! {
 fn the_random_engines_really_meet_every_kind_of_end_and_disturbance() {
     let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
     let (mut requests, mut crashes, mut guests) = (0, 0, 0);
+    let (mut answers, mut expired, mut unknown) = (0, 0, 0);
     let mut state = 7_u64;
-    for _ in 0..2_000 {
+    for _ in 0..10_000 {
         let bytes = (0..300).map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             u8::try_from(state >> 56).expect("a byte")
@@ -478,11 +508,18 @@ fn the_random_engines_really_meet_every_kind_of_end_and_disturbance() {
         requests += run.requests;
         crashes += run.crashes;
         guests += run.guests;
+        answers += run.answers;
+        expired += run.expired;
+        unknown += run.unknown;
     }
     for end in ["completed", "incomplete", "failed", "cancelled", "expired"] {
         assert!(ends.get(end).is_some_and(|n| *n >= 10), "{end}: {ends:?}");
     }
     assert!(requests > 2_000 && crashes > 200 && guests > 200, "{requests} {crashes} {guests}");
+    println!(
+        "{requests} requests, {crashes} crashes, {guests} guests, {answers} answers, {expired} expired, {unknown} unknown"
+    );
+    assert!(answers > 1_000 && expired > 200 && unknown > 20, "{answers} {expired} {unknown}");
 }
 
 #[test]

@@ -62,6 +62,7 @@ fn made(calls: &[CallId]) -> Vec<Event> {
             arguments: json!({}),
             effect: Effect::Once,
             awaits: None,
+            expires_at: None,
         }));
     }
     for call_id in calls {

@@ -4,6 +4,7 @@ mod cancels;
 mod ceilings;
 mod kills;
 mod nodes;
+mod parked;
 mod tree;
 
 use serde_json::{Value, json};

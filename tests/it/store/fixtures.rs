@@ -146,6 +146,7 @@ pub fn new_run(n: u32) -> NewRun {
             metadata: BTreeMap::new(),
         },
         first: queued(run),
+        copied: Vec::new(),
         key: None,
     }
 }
@@ -172,6 +173,7 @@ pub fn update(status: RunStatus, fact_seq: i32) -> RunUpdate {
         status_message: Some("thinks 😀".to_owned()),
         started_at: Some(at(50)),
         completed_at: None,
+        actions: None,
         owner: Owner::Keep,
     }
 }

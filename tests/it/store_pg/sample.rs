@@ -79,6 +79,7 @@ pub fn run(owner: Option<NodeId>) -> NewRun {
         },
         // The store does not read events: any fact will do.
         first: fact(run_id, 1),
+        copied: Vec::new(),
         key: None,
     }
 }
@@ -118,6 +119,7 @@ pub fn update(fact_seq: i32) -> RunUpdate {
         status_message: Some("Working".to_owned()),
         started_at: Some(NOW),
         completed_at: None,
+        actions: None,
         owner: Owner::Keep,
     }
 }

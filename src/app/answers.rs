@@ -1,0 +1,187 @@
+//! What people and programs say to a run: whether a call may be made, what came of one, and what the
+//! model should know.
+
+use std::sync::Arc;
+
+use crate::domain::answer::{Refusal, Report, Verdict};
+use crate::domain::ids::{CallId, MessageId, RunId};
+use crate::domain::message::Content;
+use crate::domain::page::{Listed, Page};
+use crate::domain::plan::Plan;
+use crate::domain::problem::Problems;
+use crate::domain::run::OpenApproval;
+use crate::domain::write::NewIds as _;
+use crate::log::guest;
+use crate::store::{GuestDecide, GuestOutcome, GuestWrite, NewKey, RunRecord};
+
+use super::idempotency::{Answer, RequestKey, taken};
+use super::{App, AppError, Caller};
+
+/// What became of a visit: done, or found done by an earlier request with the same key.
+enum Visited {
+    Done,
+    Before(String),
+}
+
+impl App {
+    /// Takes a decision about a call, and gives the run as it is then.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`] for the run or the call, [`AppError::AlreadyDecided`],
+    /// [`AppError::RunEnded`], [`AppError::Invalid`].
+    pub async fn decide_approval(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        mut verdict: Verdict,
+        key: Option<&RequestKey>,
+    ) -> Result<Answer<RunRecord>, AppError> {
+        verdict.decided_by.clone_from(&caller.key_id);
+        let call_id = verdict.call_id;
+        let own = self.verdict(caller, run_id, verdict.clone()).await?;
+        match self.answer(caller, run_id, run_id, own, key).await {
+            Err(AppError::NotFound("call")) => {
+                let child = self.run_below(caller, run_id, call_id).await?;
+                let decide = self.verdict(caller, child, verdict).await?;
+                self.answer(caller, run_id, child, decide, key).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn verdict(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        verdict: Verdict,
+    ) -> Result<GuestDecide, AppError> {
+        let record = self.get_run(caller, run_id).await?;
+        let plan = Arc::new(self.plan_of(&record).await?);
+        Ok(guest::decide(self.clock(), plan, verdict))
+    }
+
+    /// The run below this one that has the call: what a child waits for may be answered at its parent.
+    async fn run_below(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        call_id: CallId,
+    ) -> Result<RunId, AppError> {
+        let found = self.log.run_of_call(caller.workspace_id, run_id, call_id).await?;
+        found.filter(|found| *found != run_id).ok_or(AppError::NotFound("call"))
+    }
+
+    /// Takes what came of a call, and gives the run as it is then.
+    ///
+    /// # Errors
+    /// As [`App::decide_approval`].
+    pub async fn post_tool_result(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        mut report: Report,
+        key: Option<&RequestKey>,
+    ) -> Result<Answer<RunRecord>, AppError> {
+        report.said_by.clone_from(&caller.key_id);
+        let call_id = report.call_id;
+        let decide = || guest::report(self.clock(), report.clone());
+        match self.answer(caller, run_id, run_id, decide(), key).await {
+            Err(AppError::NotFound("call")) => {
+                let child = self.run_below(caller, run_id, call_id).await?;
+                self.answer(caller, run_id, child, decide(), key).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Writes an answer to `of`, and gives the run that was asked for, `run_id`, as it is then.
+    async fn answer(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        of: RunId,
+        decide: GuestDecide,
+        key: Option<&RequestKey>,
+    ) -> Result<Answer<RunRecord>, AppError> {
+        let key = self.new_key(caller, key, &run_id);
+        match self.visit(caller, of, decide, key).await? {
+            Visited::Done => self.get_run(caller, run_id).await.map(Answer::new),
+            Visited::Before(run) => self.replayed_run(caller, &run).await.map(Answer::replay),
+        }
+    }
+
+    /// Lets the run's model know something before its next call; gives the message's id.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`], [`AppError::RunEnded`], [`AppError::Invalid`].
+    pub async fn steer_run(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        content: Content,
+        key: Option<&RequestKey>,
+    ) -> Result<Answer<MessageId>, AppError> {
+        let mut problems = Problems::new();
+        content.check("/content", &mut problems);
+        if let Err(problems) = problems.into_result() {
+            // A run that is not there is told first.
+            self.get_run(caller, run_id).await?;
+            return Err(AppError::Invalid(problems));
+        }
+        let message_id = self.clock().clone().message_id();
+        let decide = guest::steer(self.clock(), message_id, content);
+        let key = self.new_key(caller, key, &message_id);
+        match self.visit(caller, run_id, decide, key).await? {
+            Visited::Done => Ok(Answer::new(message_id)),
+            Visited::Before(message) => replayed_message(&message).map(Answer::replay),
+        }
+    }
+
+    async fn visit(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        decide: GuestDecide,
+        key: Option<NewKey>,
+    ) -> Result<Visited, AppError> {
+        let workspace_id = caller.workspace_id;
+        let write = GuestWrite { workspace_id, run_id, key: key.clone(), decide };
+        match self.log.visit(write).await? {
+            GuestOutcome::Done { .. } => Ok(Visited::Done),
+            GuestOutcome::Absent => Err(AppError::NotFound("run")),
+            GuestOutcome::KeyTaken(row) => taken(key.as_ref(), row).map(Visited::Before),
+            GuestOutcome::Refused(refusal) => Err(match refusal {
+                Refusal::NoSuchCall => AppError::NotFound("call"),
+                Refusal::AlreadyDecided(call_id) => AppError::AlreadyDecided(call_id),
+                Refusal::RunEnded(status) => AppError::RunEnded { run_id, status },
+                Refusal::Invalid(problems) => AppError::Invalid(problems),
+            }),
+        }
+    }
+
+    /// Approvals that nobody has decided, of all runs of the workspace.
+    ///
+    /// # Errors
+    /// Only the store's.
+    pub async fn list_approvals(
+        &self,
+        caller: &Caller,
+        page: &Page<CallId>,
+    ) -> Result<Listed<OpenApproval>, AppError> {
+        Ok(self.store().list_approvals(caller.workspace_id, page).await?)
+    }
+
+    /// What a run was told to do.
+    async fn plan_of(&self, record: &RunRecord) -> Result<Plan, AppError> {
+        let agent = self.agent_of(record).await?;
+        Ok(Plan::new(record.body.config.over(&agent.settings), &self.catalogue))
+    }
+}
+
+/// The message that an earlier request made.
+///
+/// # Errors
+/// [`AppError::NotFound`] when that was no message.
+pub fn replayed_message(resource: &str) -> Result<MessageId, AppError> {
+    resource.parse().map_err(|_| AppError::NotFound("run"))
+}

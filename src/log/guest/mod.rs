@@ -1,0 +1,61 @@
+//! Writes of everybody who is not the driver.
+//!
+//! A guest locks the run's row, reads its facts, lets the domain decide, appends, and raises `rev`;
+//! then the driver, if there is one, finds itself *behind* and looks again before it may go on. What
+//! got its 202 is never left behind.
+//!
+//! - [`cancel()`] and [`erase`]: the end of a run, and of its log.
+//! - [`answers`]: tools that answered for a driver which has lost its run; people who decide about calls
+//!   or say what came of them.
+//! - [`steer`]: people who tell a run something while it goes on.
+
+pub mod answers;
+mod cancel;
+mod steer;
+
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::domain::event::{Entry, Event};
+use crate::domain::fold::{FoldError, Folded};
+use crate::domain::time::Timestamp;
+use crate::store::{GuestDecide, GuestDecision, Locked, Owner, RunUpdate};
+
+pub use answers::{CallAnswer, answer, decide, report};
+pub use cancel::cancel;
+pub use steer::steer;
+
+fn fold(locked: &Locked) -> Result<Folded, String> {
+    Folded::read(&locked.facts).map_err(|error| error.to_string())
+}
+
+/// Encodes the events behind the log, and folds them to know the row.
+fn append(
+    locked: &Locked,
+    folded: &mut Folded,
+    events: &[Event],
+    owner: impl FnOnce(&Folded) -> Owner,
+    now: Timestamp,
+) -> Result<GuestDecision, String> {
+    let run_id = locked.record.row.run_id;
+    let before = folded.open_actions(run_id);
+    let mut facts: Vec<Entry> = Vec::with_capacity(events.len());
+    for (seq, event) in (locked.record.last_seq + 1..).zip(events) {
+        facts.push(event.entry(run_id, seq, now).map_err(|error| error.to_string())?);
+        folded.apply(seq, now, event.clone()).map_err(|error: FoldError| error.to_string())?;
+    }
+    let update = RunUpdate::since(&before, folded, run_id, owner(folded));
+    Ok(GuestDecision::Append { facts, update })
+}
+
+/// The decision to erase: only what has ended can go. `Nothing` says that it has not.
+pub fn erase(clock: &Clock) -> GuestDecide {
+    let clock = clock.clone();
+    Arc::new(move |locked| {
+        Ok(if locked.record.row.status.is_final() {
+            GuestDecision::Erase { at: clock.now() }
+        } else {
+            GuestDecision::Nothing
+        })
+    })
+}
