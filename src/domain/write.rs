@@ -254,12 +254,12 @@ pub fn outcome_unknown(step: i32, call: &Call) -> Event {
 /// Nobody answered these calls of the open step in time. When nothing else is waited for, a parked run
 /// goes on.
 pub fn expired(folded: &Folded, calls: &[CallId]) -> Vec<Event> {
-    let Some(turn) = folded.open_step() else { return Vec::new() };
+    let (step, open) = folded.open_step().map_or((0, [].as_slice()), |t| (t.step, &t.calls));
     let late = |call: &&Call| calls.contains(&call.call_id);
     let mut events: Vec<Event> =
-        turn.calls.iter().filter(late).flat_map(|call| late_answer(turn.step, call)).collect();
+        open.iter().filter(late).flat_map(|call| late_answer(step, call)).collect();
     let others = |call: &Call| !late(&call) && matches!(call.state, CallState::Waiting(..));
-    if folded.status == RunStatus::RequiresAction && !turn.calls.iter().any(others) {
+    if folded.status == RunStatus::RequiresAction && !open.iter().any(others) {
         events.push(resumed());
     }
     events
