@@ -98,7 +98,12 @@ const fn is_over(status: RunStatus) -> bool {
 }
 
 fn too_late(folded: &Folded, call: &Call) -> Refusal {
-    let by_the_end = call.decided.is_none() && (call.synthetic || call.is_open());
+    // A step whose calls the end had to answer is never completed.
+    let in_time = folded.steps.iter().any(|turn| {
+        let completed = turn.closed.as_ref().is_some_and(|closed| closed.completed);
+        completed && turn.calls.iter().any(|other| other.call_id == call.call_id)
+    });
+    let by_the_end = !in_time && call.decided.is_none() && (call.synthetic || call.is_open());
     if is_over(folded.status) && by_the_end {
         Refusal::RunEnded(folded.status)
     } else {

@@ -22,6 +22,8 @@ mod models;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod people;
+#[cfg(test)]
 mod poison;
 #[cfg(test)]
 mod runs;

@@ -23,6 +23,7 @@ mod judge;
 mod keys;
 mod kills;
 mod outages;
+mod people;
 mod power;
 mod readers;
 mod recovery;

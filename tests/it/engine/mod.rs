@@ -2,4 +2,5 @@
 //! clock of our own.
 
 mod answers;
+mod expiry;
 mod interleavings;

@@ -5,6 +5,7 @@ mod ceilings;
 mod kills;
 mod nodes;
 mod parked;
+mod pure;
 mod tree;
 
 use serde_json::{Value, json};

@@ -3,6 +3,7 @@
 //! `differential` plays random operations on all of them at once and compares what they say;
 //! `sqlite_only` has what only a file can do; `measure` prints figures when asked to.
 
+mod actions;
 mod agents;
 mod appends;
 mod creations;
