@@ -72,6 +72,7 @@ impl Writer {
                 steps_completed: 0,
                 usage: Usage::default(),
                 cost: None,
+                children_cost: None,
                 status_message: None,
                 conversation_id: None,
                 parent_run_id: None,

@@ -40,6 +40,7 @@ pub fn queued() -> Event {
         conversation_id: None,
         parent_run_id: None,
         forked_from_run_id: None,
+        depth: 0,
     })
 }
 

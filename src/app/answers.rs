@@ -36,11 +36,39 @@ impl App {
         mut verdict: Verdict,
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
+        verdict.decided_by.clone_from(&caller.key_id);
+        let call_id = verdict.call_id;
+        let own = self.verdict(caller, run_id, verdict.clone()).await?;
+        match self.answer(caller, run_id, run_id, own, key).await {
+            Err(AppError::NotFound("call")) => {
+                let child = self.run_below(caller, run_id, call_id).await?;
+                let decide = self.verdict(caller, child, verdict).await?;
+                self.answer(caller, run_id, child, decide, key).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn verdict(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        verdict: Verdict,
+    ) -> Result<GuestDecide, AppError> {
         let record = self.get_run(caller, run_id).await?;
         let plan = Arc::new(self.plan_of(&record).await?);
-        verdict.decided_by.clone_from(&caller.key_id);
-        let decide = guest::decide(self.clock(), plan, verdict);
-        self.answer(caller, run_id, decide, key).await
+        Ok(guest::decide(self.clock(), plan, verdict))
+    }
+
+    /// The run below this one that has the call: what a child waits for may be answered at its parent.
+    async fn run_below(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        call_id: CallId,
+    ) -> Result<RunId, AppError> {
+        let found = self.log.run_of_call(caller.workspace_id, run_id, call_id).await?;
+        found.filter(|found| *found != run_id).ok_or(AppError::NotFound("call"))
     }
 
     /// Takes what came of a call, and gives the run as it is then.
@@ -55,19 +83,28 @@ impl App {
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
         report.said_by.clone_from(&caller.key_id);
-        let decide = guest::report(self.clock(), report);
-        self.answer(caller, run_id, decide, key).await
+        let call_id = report.call_id;
+        let decide = || guest::report(self.clock(), report.clone());
+        match self.answer(caller, run_id, run_id, decide(), key).await {
+            Err(AppError::NotFound("call")) => {
+                let child = self.run_below(caller, run_id, call_id).await?;
+                self.answer(caller, run_id, child, decide(), key).await
+            }
+            answer => answer,
+        }
     }
 
+    /// Writes an answer to `of`, and gives the run that was asked for, `run_id`, as it is then.
     async fn answer(
         &self,
         caller: &Caller,
         run_id: RunId,
+        of: RunId,
         decide: GuestDecide,
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
         let key = self.new_key(caller, key, &run_id);
-        match self.visit(caller, run_id, decide, key).await? {
+        match self.visit(caller, of, decide, key).await? {
             Visited::Done => self.get_run(caller, run_id).await.map(Answer::new),
             Visited::Before(run) => self.replayed_run(caller, &run).await.map(Answer::replay),
         }

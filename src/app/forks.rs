@@ -133,6 +133,7 @@ impl App {
             conversation_id: None,
             parent_run_id: None,
             forked_from_run_id: Some(record.row.run_id),
+            depth: 0,
         });
         let mut ids = self.clock().clone();
         let mut events = fork::copied(&facts, request.from_step, &mut ids)?;

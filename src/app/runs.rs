@@ -4,21 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::event::{Entry, Event, RunQueued};
+use crate::domain::agent;
+use crate::domain::event::Entry;
 use crate::domain::fold::Folded;
 use crate::domain::ids::RunId;
 use crate::domain::message::Input;
-use crate::domain::money::Usd;
 use crate::domain::page::{Listed, Page};
 use crate::domain::plan::Plan;
 use crate::domain::problem::Problems;
-use crate::domain::run::{RunConfig, RunStatus};
+use crate::domain::run::RunConfig;
 use crate::domain::step::Step;
-use crate::domain::usage::Usage;
-use crate::domain::{agent, transcript};
-use crate::log::{Created, Cursor, Erased};
+use crate::log::{Created, Cursor, Draft, Erased};
 pub use crate::log::{FollowError, Gap, Next};
-use crate::store::{GuestOutcome, LogRange, NewKey, NewRun, RunBody, RunRow};
+use crate::store::{GuestOutcome, LogRange, NewKey, NewRun};
 
 pub use crate::store::{RunFilter, RunRecord};
 
@@ -274,7 +272,7 @@ impl App {
         problems.into_result()
     }
 
-    /// The run as it is written. The input goes through the first event, which holds it, and back.
+    /// The run as it is written; the request keeps its input, which may be written again.
     fn new_run(
         &self,
         caller: &Caller,
@@ -285,62 +283,23 @@ impl App {
     ) -> Result<NewRun, AppError> {
         let own = (request.config != RunConfig::default())
             .then(|| Plan::new(request.config.over(&agent.agent.settings), &self.catalogue));
-        let plan = own.as_ref().unwrap_or(&agent.plan);
-        let now = self.now();
         let empty = Input::Text(String::new());
-        let queued = Event::RunQueued(RunQueued {
-            status: RunStatus::Queued,
-            agent_id: agent.agent.agent_id.clone(),
-            agent_version: agent.agent.version,
-            model: plan.settings.model.clone(),
-            input: std::mem::replace(&mut request.input, empty),
-            conversation_id: None,
-            parent_run_id: None,
-            forked_from_run_id: None,
-        });
-        let first = queued.entry(run_id, 1, now)?;
-        if let Event::RunQueued(queued) = queued {
-            request.input = queued.input;
-        }
-        let body = RunBody {
-            model: plan.settings.model.clone(),
-            config: request.config.clone(),
-            max_steps: plan.settings.max_steps,
-            estimated_cost: worst_case(plan, &first),
-            metadata: request.metadata.clone(),
-        };
-        let row = RunRow {
+        let draft = Draft {
             run_id,
             workspace_id: caller.workspace_id,
-            agent_id: agent.agent.agent_id.clone(),
-            agent_version: agent.agent.version,
-            status: RunStatus::Queued,
-            node_id: None,
-            rev: 1,
-            epoch: 0,
-            due_at: Some(now),
-            crashes: 0,
-            fact_seq: 1,
-            steps_completed: 0,
-            usage: Usage::default(),
-            cost: Some(Usd::ZERO),
-            status_message: None,
-            conversation_id: None,
-            parent_run_id: None,
-            forked_from_run_id: None,
+            agent: &agent.agent,
+            plan: own.as_ref().unwrap_or(&agent.plan),
+            input: std::mem::replace(&mut request.input, empty),
+            config: request.config.clone(),
             end_user_id: request.end_user_id.clone(),
-            created_at: now,
-            started_at: None,
-            completed_at: None,
+            metadata: request.metadata.clone(),
+            parent_run_id: None,
+            depth: 0,
+            key,
+            at: self.now(),
         };
-        Ok(NewRun { row, body, first, copied: Vec::new(), key })
+        let (new, input) = draft.write()?;
+        request.input = input;
+        Ok(new)
     }
-}
-
-/// The most that the first model call can cost; `None` without a price.
-fn worst_case(plan: &Plan, first: &Entry) -> Option<Usd> {
-    plan.price?;
-    let folded = Folded::read([first]).ok()?;
-    let turns = transcript::turns(&folded, plan, 1);
-    plan.worst_case(transcript::bytes(&turns, plan))
 }

@@ -110,6 +110,7 @@ impl App {
             Some(ended) => (ended.result, ended.error, ended.incomplete_reason),
             None => (None, None, None),
         };
+        let tree_cost_usd = row.tree_cost();
         let run = Run {
             run_id: row.run_id,
             agent_id: row.agent_id,
@@ -135,7 +136,7 @@ impl App {
             estimated_completion_seconds: None,
             usage: row.usage,
             cost_usd: row.cost,
-            tree_cost_usd: row.cost,
+            tree_cost_usd,
             estimated_cost_usd: body.estimated_cost,
             last_seq,
             metadata: body.metadata,

@@ -180,6 +180,7 @@ pub fn decide(
                     error,
                     duration_ms: 0,
                     synthetic: false,
+                    child_cost_usd: None,
                 }),
             ]
         }

@@ -1,9 +1,11 @@
 //! What comes next: a pure function of the folded run.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use serde_json::Value;
 
+use super::family::ChildState;
 use super::fold::{Call, CallState, Folded, Turn};
 use super::ids::CallId;
 use super::limits;
@@ -27,6 +29,12 @@ pub enum Decision {
     CallTools(Vec<CallId>),
     /// Calls are being made by this driver: wait for one of them.
     AwaitTools,
+    /// See to it that these calls have their child runs, and how those are.
+    MeetChildren(Vec<CallId>),
+    /// Ask the child runs of these calls to stop: a run ends after its children.
+    CancelChildren(Vec<CallId>),
+    /// Let go of the run, which stays as it is, until a child run has something to say, or until then.
+    AwaitChildren(Timestamp),
     /// Ask somebody what became of these calls, which must not be made twice.
     AskOutcome(Vec<CallId>),
     /// Nobody answered these in time.
@@ -74,11 +82,20 @@ pub struct Now<'a> {
     pub at: Timestamp,
     /// Calls that this driver is making at this moment.
     pub in_flight: &'a HashSet<CallId>,
+    /// How the child runs are that this driver has met.
+    pub children: &'a HashMap<CallId, ChildState>,
     /// Events in the log, deltas included.
     pub log_events: i32,
     /// Bytes in the log.
     pub log_bytes: u64,
 }
+
+/// How soon a run that ends looks again at children that do not.
+const LOOK_AFTER_CHILDREN: Duration = Duration::from_secs(10);
+/// How long after an action of a child was to expire its parent looks at it: the child comes first.
+const CHILD_FIRST: Duration = Duration::from_secs(1);
+/// When a run with nothing to wake it is looked at again.
+const SOME_DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Says what comes next.
 pub fn decide(folded: &Folded, plan: &Plan, now: &Now<'_>) -> Decision {
@@ -86,33 +103,110 @@ pub fn decide(folded: &Folded, plan: &Plan, now: &Now<'_>) -> Decision {
         return Decision::Done;
     }
     if folded.status == RunStatus::Cancelling {
-        return Decision::End(Ending::Cancelled);
+        return after_children(folded, now, Ending::Cancelled);
     }
     if folded.status == RunStatus::RequiresAction {
         return parked(folded, now);
     }
-    if folded.deadline(plan.settings.timeout_seconds).is_some_and(|deadline| now.at >= deadline) {
-        return Decision::End(Ending::Expired);
+    let deadline = folded.deadline(plan.settings.timeout_seconds);
+    if deadline.is_some_and(|deadline| now.at >= deadline) {
+        return after_children(folded, now, Ending::Expired);
     }
     if now.log_events >= limits::MAX_EVENTS || now.log_bytes >= limits::MAX_LOG_BYTES {
-        return Decision::End(Ending::Incomplete(IncompleteReason::LogSize));
+        let full = Ending::Incomplete(IncompleteReason::LogSize);
+        return after_children(folded, now, full);
     }
     match folded.steps.last() {
-        Some(turn) if turn.closed.is_none() => within(turn, now),
+        Some(turn) if turn.closed.is_none() => within(turn, deadline, now),
         Some(turn) => between(folded, plan, turn),
         None => next_step(folded, plan),
     }
+}
+
+/// The end, once no child run is left: what they cost is then known, and nobody works for nobody.
+fn after_children(folded: &Folded, now: &Now<'_>, ending: Ending) -> Decision {
+    let (mut meet, mut cancel, mut stopping) = (Vec::new(), Vec::new(), false);
+    for (call, _) in folded.live_children() {
+        match now.children.get(&call.call_id) {
+            // It may not be there yet, and come to be: only one that is there can be cancelled.
+            None => meet.push(call.call_id),
+            Some(ChildState::Active | ChildState::Parked(_)) => cancel.push(call.call_id),
+            Some(ChildState::Stopping) => stopping = true,
+        }
+    }
+    if !meet.is_empty() {
+        Decision::MeetChildren(meet)
+    } else if !cancel.is_empty() {
+        Decision::CancelChildren(cancel)
+    } else if stopping {
+        Decision::AwaitChildren(now.at.plus(LOOK_AFTER_CHILDREN))
+    } else {
+        Decision::End(ending)
+    }
+}
+
+fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    match (one, other) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// How the children of the open step are, as far as they were met.
+#[derive(Default)]
+struct Children {
+    /// Not met yet.
+    unknown: Vec<CallId>,
+    /// One of them goes on by itself.
+    active: bool,
+    /// One of them waits for somebody: until then, if it knows.
+    parked: Option<Option<Timestamp>>,
+}
+
+fn children(calls: &[Call], now: &Now<'_>) -> Children {
+    let mut all = Children::default();
+    let live = |call: &&Call| call.child.is_some() && call.state == CallState::Started;
+    for call in calls.iter().filter(live) {
+        match now.children.get(&call.call_id) {
+            None => all.unknown.push(call.call_id),
+            Some(ChildState::Active | ChildState::Stopping) => all.active = true,
+            Some(ChildState::Parked(actions)) => {
+                let expires_at = actions.iter().filter_map(|action| action.expires_at).min();
+                let after = expires_at.map(|at| at.max(now.at).plus(CHILD_FIRST));
+                all.parked = Some(earliest(all.parked.flatten(), after));
+            }
+        }
+    }
+    all
 }
 
 /// In a run that waits for people: nothing of it executes until the last of them has answered, or can
 /// no more.
 fn parked(folded: &Folded, now: &Now<'_>) -> Decision {
     let calls = folded.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
+    let children = children(calls, now);
     let (late, until) = waits(calls, now.at);
-    match until {
-        Some(until) if late.is_empty() => Decision::Park(until),
-        // With nobody to wait for, which nothing leaves behind, it goes on too.
-        Some(_) | None => Decision::Expire(late),
+    if !children.unknown.is_empty() {
+        Decision::MeetChildren(children.unknown)
+    } else if children.active {
+        // It does not only wait for people any more.
+        Decision::AwaitChildren(until.flatten().unwrap_or_else(|| now.at.plus(SOME_DAY)))
+    } else if let (true, Some(until)) = (late.is_empty(), later(until, children.parked)) {
+        Decision::Park(until)
+    } else {
+        // With nobody to wait for, it goes on too.
+        Decision::Expire(late)
+    }
+}
+
+/// Until when two may be waited for, of whom one may not be there.
+fn later(
+    one: Option<Option<Timestamp>>,
+    other: Option<Option<Timestamp>>,
+) -> Option<Option<Timestamp>> {
+    match (one, other) {
+        (Some(a), Some(b)) => Some(earliest(a, b)),
+        (a, b) => a.or(b),
     }
 }
 
@@ -124,12 +218,7 @@ fn waits(calls: &[Call], now: Timestamp) -> (Vec<CallId>, Option<Option<Timestam
     for call in calls {
         match call.state {
             CallState::Waiting(_, Some(at)) if at <= now => late.push(call.call_id),
-            CallState::Waiting(_, at) => {
-                until = Some(match (until.flatten(), at) {
-                    (Some(a), Some(b)) => Some(a.min(b)),
-                    (a, b) => a.or(b),
-                });
-            }
+            CallState::Waiting(_, at) => until = Some(earliest(until.flatten(), at)),
             CallState::Ready
             | CallState::Started
             | CallState::Completed(_)
@@ -140,7 +229,7 @@ fn waits(calls: &[Call], now: Timestamp) -> (Vec<CallId>, Option<Option<Timestam
 }
 
 /// In an open step.
-fn within(turn: &Turn, now: &Now<'_>) -> Decision {
+fn within(turn: &Turn, deadline: Option<Timestamp>, now: &Now<'_>) -> Decision {
     if turn.message.is_none() {
         return Decision::CallModel;
     }
@@ -148,9 +237,12 @@ fn within(turn: &Turn, now: &Now<'_>) -> Decision {
     let mut ask = Vec::new();
     let (expired, until) = waits(&turn.calls, now.at);
     let mut running = false;
+    let children = children(&turn.calls, now);
     for call in &turn.calls {
         match &call.state {
             CallState::Ready => make.push(call.call_id),
+            // The child answers it.
+            CallState::Started if call.child.is_some() => {}
             CallState::Started if now.in_flight.contains(&call.call_id) => running = true,
             // Made by a driver that is gone: its answer will not come.
             CallState::Started => match call.effect {
@@ -162,13 +254,18 @@ fn within(turn: &Turn, now: &Now<'_>) -> Decision {
     }
     if !make.is_empty() {
         Decision::CallTools(make)
+    } else if !children.unknown.is_empty() {
+        Decision::MeetChildren(children.unknown)
     } else if !ask.is_empty() {
         Decision::AskOutcome(ask)
     } else if !expired.is_empty() {
         Decision::Expire(expired)
     } else if running {
         Decision::AwaitTools
-    } else if let Some(until) = until {
+    } else if children.active {
+        let until = earliest(until.flatten(), deadline);
+        Decision::AwaitChildren(until.unwrap_or_else(|| now.at.plus(SOME_DAY)))
+    } else if let Some(until) = later(until, children.parked) {
         Decision::Park(until)
     } else {
         Decision::CloseStep
@@ -234,7 +331,7 @@ fn next_step(folded: &Folded, plan: &Plan) -> Decision {
         let prompt = transcript::bytes(&transcript::turns(folded, plan, next), plan);
         // A cap needs a price; without one (it was taken out of the configuration since) nothing
         // may be spent.
-        let fits = match (folded.cost, plan.worst_case(prompt)) {
+        let fits = match (folded.tree_cost_so_far(), plan.worst_case(prompt)) {
             (Some(spent), Some(worst)) => spent.plus(worst) <= cap,
             (None, _) | (_, None) => false,
         };

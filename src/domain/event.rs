@@ -41,6 +41,14 @@ pub struct RunQueued {
     pub parent_run_id: Option<RunId>,
     /// The run that this one was forked from.
     pub forked_from_run_id: Option<RunId>,
+    /// How many runs are above it; left out for 0, a run that no other run called.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub depth: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The run's status changed: an engine has begun, or a cancel was asked for.
@@ -200,6 +208,12 @@ pub struct ToolCallStarted {
     pub tool: String,
     /// Which time, from 1.
     pub attempt: i32,
+    /// The run that answers the call, for tools of type `agent`: it has a log of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child_run_id: Option<RunId>,
+    /// The most that the child run and its own children may cost, when this run has a cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child_max_cost_usd: Option<Usd>,
 }
 
 /// The call was answered.
@@ -215,6 +229,10 @@ pub struct ToolCallCompleted {
     pub result: Value,
     /// From the call to its answer, in milliseconds.
     pub duration_ms: u64,
+    /// What the child run and its own children cost, for tools of type `agent`; left out when
+    /// a model that they used has no price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child_cost_usd: Option<Usd>,
 }
 
 /// The call failed. The model is told.
@@ -233,6 +251,10 @@ pub struct ToolCallFailed {
     /// True when the server had to answer for the tool, because the run stopped.
     #[serde(default)]
     pub synthetic: bool,
+    /// What the child run and its own children cost, for tools of type `agent`; left out when
+    /// that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child_cost_usd: Option<Usd>,
 }
 
 /// A call was made and no answer came back: it may or may not have happened.

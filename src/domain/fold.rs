@@ -10,6 +10,7 @@ use super::event::{
     Approval, ApprovalDecision, Awaits, Entry, Event, MessageCompleted, RunEnded, SteeringInput,
     StepEnded, ToolCallCreated,
 };
+use super::family::Child;
 use super::ids::{CallId, RunId};
 use super::message::Input;
 use super::model::FinishReason;
@@ -61,6 +62,10 @@ pub struct Folded {
     pub status: RunStatus,
     /// The newest fact.
     pub last_fact_seq: i32,
+    /// The run that called it.
+    pub parent_run_id: Option<RunId>,
+    /// How many runs are above it.
+    pub depth: u32,
     /// The model it is pinned to.
     pub model: String,
     /// What it was started with.
@@ -77,6 +82,10 @@ pub struct Folded {
     pub usage: Usage,
     /// What all steps that are over cost; `None` once a used model had no price.
     pub cost: Option<Usd>,
+    /// What its child runs cost that have answered; `None` once that is not known of one.
+    pub children_cost: Option<Usd>,
+    /// Actions of its child runs that it waits for, while it is parked.
+    pub children_actions: Vec<OpenAction>,
     /// Steps that are over.
     pub steps_completed: i32,
     /// Milliseconds in `running` before the present stretch.
@@ -136,6 +145,8 @@ pub struct Call {
     pub synthetic: bool,
     /// What it does to the world.
     pub effect: Effect,
+    /// The run that answers it, once it was made as one.
+    pub child: Option<Child>,
     /// Where it is.
     pub state: CallState,
     /// How often it was made.
@@ -206,6 +217,8 @@ impl Folded {
         let mut folded = Self {
             status: RunStatus::Queued,
             last_fact_seq: first.seq,
+            parent_run_id: queued.parent_run_id,
+            depth: queued.depth,
             model: queued.model,
             input: queued.input,
             created_at: at,
@@ -214,6 +227,8 @@ impl Folded {
             steering: Vec::new(),
             usage: Usage::default(),
             cost: Some(Usd::ZERO),
+            children_cost: Some(Usd::ZERO),
+            children_actions: Vec::new(),
             steps_completed: 0,
             ran_ms: 0,
             running_since: None,
@@ -251,7 +266,15 @@ impl Folded {
                 self.started_at.get_or_insert(at);
             }
             Event::RunCancelling(_) => self.go(seq, at, Signal::CancelRequested)?,
-            Event::RunRequiresAction(_) => self.go(seq, at, Signal::Parked)?,
+            Event::RunRequiresAction(parked) => {
+                self.go(seq, at, Signal::Parked)?;
+                let own = self.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
+                let is_own = |a: &RequiredAction| own.iter().any(|call| call.call_id == a.call_id);
+                let foreign = parked.required_actions.into_iter().filter(|a| !is_own(a));
+                let open = |action| OpenAction { action, created_at: at, of_child: true };
+                let foreign = foreign.map(open).collect();
+                self.children_actions = foreign;
+            }
             Event::RunResumed(_) => self.go(seq, at, Signal::Resumed)?,
             Event::RunCompleted(end)
             | Event::RunIncomplete(end)
@@ -308,17 +331,23 @@ impl Folded {
                 call.state = CallState::Started;
                 call.attempt = started.attempt;
                 call.started_at = Some(at);
+                let max_cost = started.child_max_cost_usd;
+                call.child = started.child_run_id.map(|run_id| Child { run_id, max_cost });
             }
             Event::ToolCallCompleted(done) => {
                 let call = self.open_call(done.call_id).ok_or_else(unfit)?;
                 call.state = CallState::Completed(done.result);
                 call.ended_at = Some(at);
+                let child = call.child;
+                self.child_answered(child, done.child_cost_usd);
             }
             Event::ToolCallFailed(failed) => {
                 let call = self.open_call(failed.call_id).ok_or_else(unfit)?;
                 call.state = CallState::Failed(failed.error);
                 call.synthetic = failed.synthetic;
                 call.ended_at = Some(at);
+                let child = call.child;
+                self.child_answered(child, failed.child_cost_usd);
             }
             Event::ToolCallOutcomeUnknown(unknown) => {
                 let call = self.open_call(unknown.call_id).ok_or_else(unfit)?;
@@ -358,6 +387,9 @@ impl Folded {
     fn go(&mut self, seq: i32, at: Timestamp, signal: Signal) -> Result<(), FoldError> {
         let was = self.status;
         self.status = was.after(signal).map_err(|source| FoldError::Illegal { seq, source })?;
+        if self.status != RunStatus::RequiresAction {
+            self.children_actions.clear();
+        }
         // Only time in `running` counts towards `timeout_seconds`.
         match (was == RunStatus::Running, self.status == RunStatus::Running) {
             (false, true) => self.running_since = Some(at),
@@ -388,6 +420,15 @@ impl Folded {
         let turn = self.turn(end.step)?;
         turn.closed = Some(Closed { completed, end });
         Some(())
+    }
+
+    fn child_answered(&mut self, child: Option<Child>, cost: Option<Usd>) {
+        if child.is_some() {
+            self.children_cost = match (self.children_cost, cost) {
+                (Some(sum), Some(more)) => Some(sum.plus(more)),
+                (None, _) | (_, None) => None,
+            };
+        }
     }
 
     /// The open step, if it has this number.
@@ -436,12 +477,24 @@ impl Folded {
         }
     }
 
+    /// What it and its child runs that have answered cost so far.
+    pub fn tree_cost_so_far(&self) -> Option<Usd> {
+        Some(self.cost_so_far()?.plus(self.children_cost?))
+    }
+
+    /// The open calls that child runs answer.
+    pub fn live_children(&self) -> impl Iterator<Item = (&Call, Child)> {
+        let calls = self.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
+        let live = calls.iter().filter(|call| call.state == CallState::Started);
+        live.filter_map(|call| call.child.map(|child| (call, child)))
+    }
+
     /// What must be answered by somebody outside.
     pub fn required_actions(&self, run_id: RunId) -> Vec<RequiredAction> {
         self.open_actions(run_id).into_iter().map(|open| open.action).collect()
     }
 
-    /// The same, and since when.
+    /// The same, and since when. While it is parked, those of its children are among them.
     pub fn open_actions(&self, run_id: RunId) -> Vec<OpenAction> {
         let Some(turn) = self.open_step() else { return Vec::new() };
         let mut actions = Vec::new();
@@ -456,9 +509,10 @@ impl Folded {
                     expires_at,
                 };
                 let created_at = call.asked_at.unwrap_or(turn.started_at);
-                actions.push(OpenAction { action, created_at });
+                actions.push(OpenAction { action, created_at, of_child: false });
             }
         }
+        actions.extend(self.children_actions.iter().cloned());
         actions
     }
 
@@ -527,6 +581,7 @@ impl Call {
             retried: false,
             synthetic: false,
             effect: created.effect,
+            child: None,
             state: match created.awaits {
                 None => CallState::Ready,
                 Some(Awaits::Approval) => CallState::Waiting(ActionType::Approval, None),
@@ -592,6 +647,7 @@ impl Call {
             status,
             result,
             error,
+            child_run_id: self.child.map(|child| child.run_id),
             attempt: self.attempt,
             started_at: self.started_at,
             duration_ms: match (self.started_at, self.ended_at) {

@@ -66,14 +66,18 @@ impl Copies {
             }
             Event::ToolCallStarted(mut call) if before(call.step) => {
                 call.call_id = renamed(&mut self.calls, call.call_id, || ids.call_id());
+                // Its child is the other run's, and so is what that cost.
+                (call.child_run_id, call.child_max_cost_usd) = (None, None);
                 Event::ToolCallStarted(call)
             }
             Event::ToolCallCompleted(mut call) if before(call.step) => {
                 call.call_id = renamed(&mut self.calls, call.call_id, || ids.call_id());
+                call.child_cost_usd = None;
                 Event::ToolCallCompleted(call)
             }
             Event::ToolCallFailed(mut call) if before(call.step) => {
                 call.call_id = renamed(&mut self.calls, call.call_id, || ids.call_id());
+                call.child_cost_usd = None;
                 Event::ToolCallFailed(call)
             }
             Event::ToolCallOutcomeUnknown(mut call) if before(call.step) => {

@@ -21,6 +21,8 @@ pub const MAX_MODEL_WAIT: Duration = Duration::from_secs(24 * 3600);
 pub const SUSPECT: i32 = 2;
 /// One more, and a process that had nothing else to do died with it: it is the reason.
 pub const CONVICTED: i32 = SUSPECT + 1;
+/// Runs below a run that no other run called: agents that call one another must come to an end.
+pub const MAX_GENERATIONS: u32 = 5;
 /// Tool calls that one model turn may ask for; what exceeds it is a broken answer.
 pub const MAX_CALLS_PER_STEP: usize = 128;
 /// Levels of nesting in JSON that a client, a model or a tool wrote (`domain::depth`).

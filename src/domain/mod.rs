@@ -6,9 +6,9 @@
 //! Reading order: [`ids`], [`time`], [`money`] and [`usage`] are the small change; [`agent`], [`tool`],
 //! [`message`], [`run`] and [`event`] are the resources; [`plan`] is what a run was told to do,
 //! [`fold`] turns a log back into a state, [`decide`] says what comes next, and [`mod@write`] says which
-//! events a decision leaves behind. [`answer`] does both for what people say, and [`fork`] says what a
-//! new run takes over from another. [`retention`] says how long all of it is kept, and [`egress`] where
-//! tools may reach.
+//! events a decision leaves behind. [`answer`] does both for what people say, [`family`] is what a run
+//! and those that it calls are to each other, and [`fork`] says what a new run takes over from another.
+//! [`retention`] says how long all of it is kept, and [`egress`] where tools may reach.
 //!
 //! To add an event: add its struct and its line in [`event`], teach [`fold`] to read it (if it is a
 //! fact), put an old sample of it in `tests/it/corpus`, and regenerate `openapi.yaml`.
@@ -19,6 +19,7 @@ pub mod decide;
 pub mod depth;
 pub mod egress;
 pub mod event;
+pub mod family;
 pub mod fold;
 pub mod fork;
 pub mod ids;

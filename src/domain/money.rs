@@ -31,6 +31,18 @@ impl Usd {
     pub const fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
+
+    /// What is left of it; never less than nothing.
+    #[must_use]
+    pub fn less(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0).max(0))
+    }
+
+    /// An equal share of it, rounded down, for each of so many.
+    #[must_use]
+    pub fn shared_by(self, count: usize) -> Self {
+        Self(self.0 / i64::try_from(count.max(1)).unwrap_or(i64::MAX))
+    }
 }
 
 impl Serialize for Usd {

@@ -291,6 +291,16 @@ pub struct OpenAction {
     pub action: RequiredAction,
     /// Since when.
     pub created_at: Timestamp,
+    /// Whether it is of a child run, which is asked for it too: lists over all runs show it once.
+    pub of_child: bool,
+}
+
+impl OpenAction {
+    /// The number that the database keeps for what is asked for: above 10 for a child's.
+    pub const fn code(&self) -> i16 {
+        let code = self.action.action_type.code();
+        if self.of_child { code + 10 } else { code }
+    }
 }
 
 /// An approval that nobody has decided yet, of any run.
@@ -364,7 +374,8 @@ pub struct Run {
     pub usage: Usage,
     /// What it cost so far; null when a model that it used has no price.
     pub cost_usd: Option<Usd>,
-    /// What it and its child runs cost so far.
+    /// What it and its child runs cost; those that still run count from their end on. Null when a
+    /// model that one of them used has no price.
     pub tree_cost_usd: Option<Usd>,
     /// The worst case of its first model call; null without a price.
     pub estimated_cost_usd: Option<Usd>,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::ids::CallId;
+use super::ids::{CallId, RunId};
 use super::money::Usd;
 use super::time::Timestamp;
 use super::usage::Usage;
@@ -62,6 +62,9 @@ pub struct StepCall {
     pub result: Option<Value>,
     /// Why it failed; null unless it did.
     pub error: Option<String>,
+    /// The run that answers it, for tools of type `agent`; left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child_run_id: Option<RunId>,
     /// How often it was made; 0 before the first time.
     pub attempt: i32,
     /// When it was last made.

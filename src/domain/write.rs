@@ -178,6 +178,8 @@ pub fn call_started(step: i32, call: &Call, plan: &Plan) -> Event {
             call_id: call.call_id,
             tool: call.tool.clone(),
             attempt: call.attempt + 1,
+            child_run_id: None,
+            child_max_cost_usd: None,
         }),
         Err(error) => Event::ToolCallFailed(ToolCallFailed {
             step,
@@ -186,6 +188,7 @@ pub fn call_started(step: i32, call: &Call, plan: &Plan) -> Event {
             error,
             duration_ms: 0,
             synthetic: false,
+            child_cost_usd: None,
         }),
     }
 }
@@ -205,6 +208,7 @@ pub fn call_answered(
             tool: call.tool.clone(),
             result: cut(result),
             duration_ms,
+            child_cost_usd: None,
         }),
         Err(error) => Event::ToolCallFailed(ToolCallFailed {
             step,
@@ -213,6 +217,7 @@ pub fn call_answered(
             error,
             duration_ms,
             synthetic: false,
+            child_cost_usd: None,
         }),
     }
 }
@@ -250,12 +255,12 @@ pub fn outcome_unknown(step: i32, call: &Call) -> Event {
 /// Nobody answered these calls of the open step in time. When nothing else is waited for, a parked run
 /// goes on.
 pub fn expired(folded: &Folded, calls: &[CallId]) -> Vec<Event> {
-    let Some(turn) = folded.open_step() else { return Vec::new() };
+    let (step, open) = folded.open_step().map_or((0, [].as_slice()), |t| (t.step, &t.calls));
     let late = |call: &&Call| calls.contains(&call.call_id);
     let mut events: Vec<Event> =
-        turn.calls.iter().filter(late).flat_map(|call| late_answer(turn.step, call)).collect();
+        open.iter().filter(late).flat_map(|call| late_answer(step, call)).collect();
     let others = |call: &Call| !late(&call) && matches!(call.state, CallState::Waiting(..));
-    if folded.status == RunStatus::RequiresAction && !turn.calls.iter().any(others) {
+    if folded.status == RunStatus::RequiresAction && !open.iter().any(others) {
         events.push(resumed());
     }
     events
@@ -318,6 +323,7 @@ pub(super) fn synthetic(step: i32, call: &Call, error: &str) -> Event {
         error: error.to_owned(),
         duration_ms: 0,
         synthetic: true,
+        child_cost_usd: None,
     })
 }
 

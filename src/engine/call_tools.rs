@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::domain::event::Event;
+use crate::domain::family;
 use crate::domain::fold::{Call, CallState};
 use crate::domain::ids::CallId;
 use crate::domain::write;
@@ -15,12 +16,16 @@ impl Driver {
     /// Writes that these calls begin, and makes them once that is durable. Calls that do not fit
     /// their tool are answered at once.
     pub(super) async fn call_tools(&mut self, calls: &[CallId]) -> Result<(), Stop> {
-        let events =
+        let mut events =
             self.open_calls(calls, |step, call, plan| Some(write::call_started(step, call, plan)));
+        family::grant(&self.folded, &self.plan, &mut events);
         let started: Vec<CallId> = events
             .iter()
             .filter_map(|event| match event {
-                Event::ToolCallStarted(started) => Some(started.call_id),
+                // Children are met next.
+                Event::ToolCallStarted(started) if started.child_run_id.is_none() => {
+                    Some(started.call_id)
+                }
                 _ => None,
             })
             .collect();
@@ -89,7 +94,7 @@ impl Driver {
         self.push(vec![event], Owner::Keep).map(drop)
     }
 
-    fn call(&self, call_id: CallId) -> Option<(i32, &Call)> {
+    pub(super) fn call(&self, call_id: CallId) -> Option<(i32, &Call)> {
         let turn = self.folded.open_step()?;
         turn.calls.iter().find(|call| call.call_id == call_id).map(|call| (turn.step, call))
     }

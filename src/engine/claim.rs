@@ -19,7 +19,7 @@ use crate::log::live::Watched;
 use crate::shutdown::Tasks;
 use crate::store::{Driveable, StoreError};
 
-use super::drive::{Calls, Driver, Made, internal};
+use super::drive::{Calls, Driver, Made, internal, with_first};
 use super::isolate::poisoned;
 use super::{Driven, Engine};
 
@@ -152,7 +152,7 @@ impl Engine {
             }
             Some(run) => {
                 let watch = self.log.live.watch(run_id);
-                self.drive(run, slot, watch, tasks);
+                self.drive(with_first(run), slot, watch, tasks);
             }
             None => {}
         }

@@ -36,6 +36,9 @@ impl Driver {
             }
             Decision::Done
             | Decision::AwaitTools
+            | Decision::MeetChildren(_)
+            | Decision::CancelChildren(_)
+            | Decision::AwaitChildren(_)
             | Decision::AskOutcome(_)
             | Decision::Expire(_)
             | Decision::CloseStep

@@ -4,7 +4,7 @@
 //! before something happens is awaited. When the fence does not hold, or somebody says so, it reads
 //! the row again: then it goes on behind what others wrote, or stops quietly.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::domain::decide::{Decision, Ending, Now, decide};
 use crate::domain::event::{Event, RunEnded};
+use crate::domain::family::{self, ChildState};
 use crate::domain::fold::Folded;
 use crate::domain::ids::{CallId, RunId};
 use crate::domain::overtaken;
@@ -30,7 +31,7 @@ use super::Engine;
 use super::trust::Faith;
 
 /// Between two tries to read a row while the database is away.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A run being driven.
 pub(super) struct Driver {
@@ -50,6 +51,8 @@ pub(super) struct Driver {
     /// Calls under way. They end with the driver, unless it was the run that was lost.
     pub(super) calls: Calls,
     pub(super) in_flight: HashSet<CallId>,
+    /// Children that were met since the row was last read, and how they were.
+    pub(super) children: HashMap<CallId, ChildState>,
     /// Rung when the log has become as long as a log may be.
     pub(super) overlong: Arc<Notify>,
 }
@@ -109,6 +112,7 @@ impl Driver {
             faith,
             calls: JoinSet::new(),
             in_flight: HashSet::new(),
+            children: HashMap::new(),
             overlong: Arc::default(),
         }
     }
@@ -178,7 +182,13 @@ impl Driver {
     async fn advance(&mut self) -> Result<(), Stop> {
         let now = self.now();
         let (log_events, log_bytes) = self.lane.size();
-        let circumstances = Now { at: now, in_flight: &self.in_flight, log_events, log_bytes };
+        let circumstances = Now {
+            at: now,
+            in_flight: &self.in_flight,
+            children: &self.children,
+            log_events,
+            log_bytes,
+        };
         let decision = decide(&self.folded, &self.plan, &circumstances);
         let ends = matches!(decision, Decision::Done | Decision::End(_));
         let lets_go = self.engine.draining.is_cancelled()
@@ -189,6 +199,13 @@ impl Driver {
         if !ends && self.folded.status == RunStatus::Queued {
             let started = write::started(&self.folded);
             self.tell(started)?;
+            if matches!(decision, Decision::AwaitChildren(_)) {
+                // Its time runs from here on: until when it may wait is decided again.
+                return Ok(());
+            }
+        }
+        if let Some(resumed) = resumed(self.folded.status, &decision) {
+            return self.push(vec![resumed], Owner::Keep).map(drop);
         }
         self.learn_for(&decision).await?;
         match decision {
@@ -205,6 +222,9 @@ impl Driver {
             }
             Decision::CallTools(calls) => self.call_tools(&calls).await,
             Decision::AwaitTools => self.await_tools().await,
+            Decision::MeetChildren(calls) => self.meet_children(&calls).await,
+            Decision::CancelChildren(calls) => self.cancel_children(&calls).await,
+            Decision::AwaitChildren(until) => self.await_children(until).await,
             Decision::AskOutcome(calls) => {
                 let events = self
                     .open_calls(&calls, |step, call, _| Some(write::outcome_unknown(step, call)));
@@ -275,12 +295,20 @@ impl Driver {
     }
 
     async fn park(&mut self, until: Option<Timestamp>) -> Result<(), Stop> {
+        let of_children = self.children_actions();
         if self.folded.status == RunStatus::RequiresAction {
+            let said = self.folded.children_actions.iter().map(|open| open.action.call_id);
+            let now = of_children.iter().map(|action| action.call_id);
+            if said.collect::<HashSet<_>>() != now.collect() {
+                // Its children wait for something else by now: it says so when it parks again.
+                return self.push(vec![write::resumed()], Owner::Keep).map(drop);
+            }
             // Looked at too early: it waits as before.
             let until = until.unwrap_or_else(|| self.now().plus(Duration::from_secs(3600)));
             return self.let_go(until, None).await.and(Err(Stop::Rest));
         }
         let event = write::parked(&self.folded, self.run_id());
+        let event = family::with_actions(event, of_children);
         let seq = self.push(vec![event], Owner::Nobody { due_at: until })?;
         self.flushed(seq).await?;
         self.lane.watch.end_tail();
@@ -377,6 +405,7 @@ impl Driver {
         let unseen = self.lane.reopen(row.rev, run.record.last_seq, run.log_bytes);
         self.record = run.record;
         self.folded = folded;
+        self.children.clear();
         if why == Closed::Rejected {
             let message = "The run wrote something that the database cannot keep.".to_owned();
             let error = RunError { code: RunErrorCode::Internal, message, retryable: false };
@@ -405,6 +434,26 @@ impl Driver {
     }
 }
 
+/// What is said before a parked run does something again.
+fn resumed(status: RunStatus, decision: &Decision) -> Option<Event> {
+    let acts = match decision {
+        Decision::StartStep(_)
+        | Decision::CallModel
+        | Decision::CallTools(_)
+        | Decision::AwaitTools
+        | Decision::AwaitChildren(_)
+        | Decision::CloseStep => true,
+        Decision::Done
+        | Decision::MeetChildren(_)
+        | Decision::CancelChildren(_)
+        | Decision::AskOutcome(_)
+        | Decision::Expire(_)
+        | Decision::Park(_)
+        | Decision::End(_) => false,
+    };
+    (acts && status == RunStatus::RequiresAction).then(write::resumed)
+}
+
 impl Engine {
     /// A run with everything that driving needs, however long the database is away; `None`: it is not
     /// this node's.
@@ -412,7 +461,7 @@ impl Engine {
         loop {
             let node_id = self.log.journal.node_id();
             match self.log.store.load_driveable(node_id, run_id).await {
-                Ok(run) => return run,
+                Ok(run) => return run.map(with_first),
                 Err(error) => {
                     tracing::warn!(%run_id, %error, "a run's row cannot be read; trying again");
                     tokio::time::sleep(LOOK_AGAIN).await;
@@ -446,6 +495,7 @@ impl Engine {
             let error = error.clone();
             let (events, update) = match Folded::read(&run.facts) {
                 Ok(mut folded) => {
+                    self.abandon_children(row, &folded).await;
                     let ending = match folded.status {
                         RunStatus::Cancelling => Ending::Cancelled,
                         RunStatus::Queued
@@ -481,6 +531,13 @@ impl Engine {
     }
 }
 
+/// The run with its first event in the record: how it ended is told from memory for a moment, and its
+/// input is part of that.
+pub(super) fn with_first(mut run: Driveable) -> Driveable {
+    run.record.first = run.facts.first().cloned();
+    run
+}
+
 /// What a run ends with because of a defect of this server.
 pub(super) fn internal() -> RunError {
     let message = "The server could not go on with this run.".to_owned();
@@ -505,6 +562,8 @@ fn unreadable(run: &Driveable, error: RunError, at: Timestamp) -> (Vec<Event>, R
         steps_completed: row.steps_completed,
         usage: row.usage,
         cost: row.cost,
+        children_cost: row.children_cost,
+        parent_run_id: row.parent_run_id,
         status_message: None,
         started_at: row.started_at,
         completed_at: Some(at),

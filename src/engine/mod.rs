@@ -6,7 +6,7 @@
 //! - [`drive`]: one run: decide → act → append, until it ends, parks or is lost.
 //! - [`isolate`]: runs that may take their process down get one of their own; [`alone`] is its side.
 //! - [`call_model`] and [`call_tools`]: the two ways to act; [`attempts`]: when a call is tried again.
-//! - [`discover`]: before a step, what the run's MCP servers have.
+//! - [`children`]: runs that answer calls; [`discover`]: before a step, what the run's MCP servers have.
 //! - [`housekeeping`]: what is old goes.
 //! - [`plans`]: what runs were told to do, ready for use.
 //!
@@ -17,6 +17,7 @@ mod alone;
 mod attempts;
 mod call_model;
 mod call_tools;
+mod children;
 mod claim;
 mod discover;
 mod drive;

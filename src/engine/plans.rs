@@ -28,6 +28,11 @@ impl Plans {
         Self { store, catalogue, made: Mutex::default() }
     }
 
+    /// The models' names and prices.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
     /// The plan of a run.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use crate::domain::ids::{NodeId, RunId, WorkspaceId};
 use crate::domain::limits;
 use crate::domain::message::Input;
 use crate::domain::model::{Catalogue, ModelAnswer, ModelRequest};
+use crate::domain::money::Usd;
 use crate::domain::retention::Retention;
 use crate::domain::retry::ModelFailure;
 use crate::domain::run::{RunConfig, RunStatus};
@@ -98,6 +99,7 @@ impl Stage {
             conversation_id: None,
             parent_run_id: None,
             forked_from_run_id: None,
+            depth: 0,
         });
         let row = RunRow {
             run_id,
@@ -114,6 +116,7 @@ impl Stage {
             steps_completed: 0,
             usage: Usage::default(),
             cost: None,
+            children_cost: Some(Usd::ZERO),
             status_message: None,
             conversation_id: None,
             parent_run_id: None,

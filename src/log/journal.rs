@@ -20,9 +20,11 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::domain::ids::NodeId;
+use crate::domain::run::RunStatus;
 use crate::shutdown::Tasks;
 use crate::store::{
-    AppendOutcome, Batch, BatchOutcome, CreateOutcome, NewRun, Result, SharedStore, StoreError,
+    Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, NewRun, Result, SharedStore,
+    StoreError,
 };
 
 use super::lane::{Closed, Lane};
@@ -250,9 +252,13 @@ impl Journal {
                 continue;
             }
             let (batch, replies, lanes) = load.into_batch(self, lane);
+            let signals = batch.appends.iter().any(may_signal);
             match self.settle(batch, replies.len()).await {
                 Settled::Written(outcome) => {
                     self.distribute(outcome, replies, &lanes);
+                    if signals {
+                        self.wake.signal();
+                    }
                 }
                 Settled::CreatesRefused(error, batch) => {
                     refuse(replies, error);
@@ -349,7 +355,7 @@ impl Journal {
 struct Load {
     batch_creates: Vec<NewRun>,
     replies: Vec<oneshot::Sender<Result<CreateOutcome>>>,
-    appends: Vec<crate::store::Append>,
+    appends: Vec<Append>,
     lanes: Vec<Arc<Lane>>,
 }
 
@@ -421,6 +427,14 @@ fn refuse(replies: Replies, error: StoreError) {
 /// The driver's words behind an error, for the log alone.
 fn source_of(error: &StoreError) -> String {
     std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
+}
+
+/// Whether it may leave a signal for the run's parent. One that is not told here is found by looking.
+fn may_signal(append: &Append) -> bool {
+    append.update.as_ref().is_some_and(|update| {
+        let rests = update.status.is_final() || update.status == RunStatus::RequiresAction;
+        rests && update.parent_run_id.is_some()
+    })
 }
 
 fn take_some<T>(from: &mut Vec<T>, most: usize) -> Vec<T> {

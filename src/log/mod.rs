@@ -7,12 +7,15 @@
 //! - [`follow`]: a cursor over one run's log.
 //! - [`page`]: events as they stand in a stream, framed once; [`shelf`]: what was read a moment ago.
 //! - [`wake`]: words between nodes (look again); [`pulse`]: how this process does.
-//! - [`desk`]: where created runs meet free slots of this node's engine.
+//! - [`desk`]: where created runs meet free slots of this node's engine; [`draft`]: how they are
+//!   written; [`family`]: parents hear of their children.
 //!
 //! What this room must never do: show anything before its commit, hold a queue for a reader, let what
 //! woke somebody be data, or guess the fate of a commit.
 
 pub mod desk;
+mod draft;
+mod family;
 pub mod follow;
 pub mod guest;
 pub mod journal;
@@ -38,6 +41,7 @@ use crate::store::{
 };
 
 use desk::{Desk, Handover};
+pub use draft::Draft;
 pub use follow::{Cursor, FollowError, Gap, Next};
 pub use guest::CallAnswer;
 use journal::Journal;
@@ -125,6 +129,8 @@ impl Log {
         };
         let own = tasks.clone();
         tasks.spawn(async move { listener.run(&own).await });
+        let (log, own) = (self.clone(), tasks.clone());
+        tasks.spawn(async move { log.rouse_parents(&own).await });
     }
 
     /// Creates a run: durable when this returns. If this node's engine has a free slot, the run is
@@ -202,6 +208,13 @@ impl Log {
         let decide = guest::cancel(&self.clock);
         let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
         self.wrote(run_id);
+        if let GuestOutcome::Done { node_id: None, appended } = &outcome
+            && !appended.is_empty()
+        {
+            // Its parent may wait for it, or it for its children: then somebody must go on with it.
+            self.wake.signal();
+            self.queued();
+        }
         Ok(outcome)
     }
 
@@ -231,6 +244,7 @@ impl Log {
             && !appended.is_empty()
         {
             self.wrote(run_id);
+            self.wake.signal();
             if appended.iter().any(|fact| fact.event_type == EventType::RunResumed) {
                 self.queued();
             }

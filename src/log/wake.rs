@@ -35,6 +35,8 @@ const MAX_WAITING: usize = 10_000;
 pub struct Wake {
     outbox: Mutex<Outbox>,
     rung: Notify,
+    /// Rung when this node wrote that a child came to rest or goes on.
+    signalled: Notify,
     /// Whether anybody is there to be told.
     neighbours: AtomicBool,
 }
@@ -95,6 +97,16 @@ impl Wake {
     /// A run waits for an engine.
     pub fn due(&self) {
         self.put(|outbox| outbox.due = true);
+    }
+
+    /// A child has come to rest or goes on: its parent must look. For this node alone, which wrote it.
+    pub fn signal(&self) {
+        self.signalled.notify_one();
+    }
+
+    /// Resolves once there was a signal since the last time.
+    pub(super) async fn signalled(&self) {
+        self.signalled.notified().await;
     }
 
     fn put(&self, add: impl FnOnce(&mut Outbox)) {

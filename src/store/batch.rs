@@ -43,11 +43,13 @@ pub struct RunRow {
     pub usage: Usage,
     /// What they cost; `None` when a used model has no price.
     pub cost: Option<Usd>,
+    /// What its child runs cost that have answered; `None` when that is not known of one.
+    pub children_cost: Option<Usd>,
     /// What it is doing.
     pub status_message: Option<String>,
     /// Its conversation (a later issue).
     pub conversation_id: Option<ConversationId>,
-    /// Its parent (a later issue).
+    /// The run that called it.
     pub parent_run_id: Option<RunId>,
     /// What it was forked from (a later issue).
     pub forked_from_run_id: Option<RunId>,
@@ -59,6 +61,13 @@ pub struct RunRow {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub completed_at: Option<Timestamp>,
+}
+
+impl RunRow {
+    /// What it and its child runs that have answered cost; `None` when that is not known.
+    pub fn tree_cost(&self) -> Option<Usd> {
+        Some(self.cost?.plus(self.children_cost?))
+    }
 }
 
 /// What a run was created with and never changes, apart from its input (which is in its log).
@@ -118,6 +127,11 @@ pub struct RunUpdate {
     pub usage: Usage,
     /// Money.
     pub cost: Option<Usd>,
+    /// Money of its children.
+    pub children_cost: Option<Usd>,
+    /// Who must look when the run comes to rest or goes on again. Only to know whether anybody must:
+    /// the row itself names its parent.
+    pub parent_run_id: Option<RunId>,
     /// What it is doing.
     pub status_message: Option<String>,
     /// When it first ran.
@@ -147,6 +161,8 @@ impl RunUpdate {
             steps_completed: folded.steps_completed,
             usage: folded.usage_so_far(),
             cost: folded.cost_so_far(),
+            children_cost: folded.children_cost,
+            parent_run_id: folded.parent_run_id,
             status_message: status_message(folded),
             started_at: folded.started_at,
             completed_at: folded.ended.as_ref().map(|(_, at)| *at),
@@ -164,6 +180,7 @@ impl RunUpdate {
         row.steps_completed = self.steps_completed;
         row.usage = self.usage;
         row.cost = self.cost;
+        row.children_cost = self.children_cost;
         row.status_message.clone_from(&self.status_message);
         row.started_at = self.started_at;
         row.completed_at = self.completed_at;

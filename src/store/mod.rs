@@ -248,6 +248,15 @@ pub enum GuestOutcome {
     },
 }
 
+/// Parents that must look at their children.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roused {
+    /// Signals that were taken; fewer than asked for: there are no more.
+    pub signals: i64,
+    /// The runs that were roused, ascending.
+    pub run_ids: Vec<RunId>,
+}
+
 /// Another node, as the database knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeBeat {
@@ -441,6 +450,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Everything that driving needs; `None` when the run is not this node's any more.
     async fn load_driveable(&self, node_id: NodeId, run_id: RunId) -> Result<Option<Driveable>>;
+
+    /// Takes signals that children left when they came to rest or went on, at most so many, oldest
+    /// first, and rouses their parents: one that nobody owns is due at once, one that is driven has
+    /// its `rev` raised, so that its driver looks. Those that have ended are left alone.
+    async fn rouse_parents(&self, now: Timestamp, limit: i64) -> Result<Roused>;
 
     /// Lets go of a run without a new event: no owner, due at that time, this `status_message`.
     /// `false`: the claim was lost before.

@@ -14,6 +14,8 @@ mod edge;
 #[cfg(test)]
 mod engine;
 #[cfg(test)]
+mod family;
+#[cfg(test)]
 mod house;
 #[cfg(test)]
 mod mcp;

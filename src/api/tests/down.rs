@@ -155,6 +155,9 @@ impl Store for Down {
     async fn load_driveable(&self, _: NodeId, _: RunId) -> Result<Option<Driveable>> {
         down()
     }
+    async fn rouse_parents(&self, _: Timestamp, _: i64) -> Result<Roused> {
+        down()
+    }
     async fn release(
         &self,
         _: NodeId,

@@ -181,14 +181,6 @@ impl Tool {
             &format!("{pointer}/approval_timeout_seconds"),
             "must be 1 to 2592000 (30 days)",
         );
-        // Each goes as soon as its kind of tool is there.
-        let missing = match self {
-            Self::Agent(_) => Some("agent"),
-            Self::Http(_) | Self::Client(_) | Self::Mcp(_) | Self::Builtin(_) => None,
-        };
-        if let Some(kind) = missing {
-            problems.add(format!("{pointer}/type"), format!("{kind} tools are not there yet"));
-        }
         if let Self::Http(tool) = self {
             if let Err(why) = UrlTemplate::parse(&tool.url) {
                 problems.add(format!("{pointer}/url"), why);

@@ -157,7 +157,11 @@ impl McpTool {
     }
 }
 
-/// Another agent, which runs as a child of the run that calls it.
+/// Another agent. Each call takes `{input: string}` and makes a run of it, with a log of its own: a child
+/// of the run that calls, which goes on when the child has ended. What the child answers (its `output`
+/// if it has one, else its text) is the result; a child that ends in any other way is a failed result,
+/// in words. The child may spend what its parent has left of `max_cost_usd`, shared equally by the calls
+/// that are made at once, and of its time. Agents may call agents five levels deep.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentTool {
@@ -166,12 +170,13 @@ pub struct AgentTool {
     /// What the model is told about it: what that agent is for.
     #[serde(default)]
     pub description: String,
-    /// Which agent.
+    /// Which agent, at the version that is current when it is called. It may be the agent itself.
     pub agent_id: AgentId,
     /// Whether somebody must agree before each call.
     #[serde(default)]
     pub requires_approval: bool,
-    /// Seconds that the child may run: 1–600.
+    /// Seconds that the child may run, without those in which it waits for people: 1–600. The agent's
+    /// own `timeout_seconds` counts if it is smaller.
     #[serde(default = "default_timeout")]
     pub timeout_seconds: u32,
     /// Seconds after which an approval that nobody decided counts as denied: 1–2592000.

@@ -92,7 +92,7 @@ impl Changes {
             self.open.push(Open {
                 run_id,
                 call_id: open.action.call_id.uuid(),
-                kind: open.action.action_type.code(),
+                kind: open.code(),
                 created_at: open.created_at.millis(),
                 data: rows::action_text(&open.action)?,
             });

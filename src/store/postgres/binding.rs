@@ -53,7 +53,7 @@ fn split<'a>(appends: &[&'a Append]) -> (Vec<Placed<'a>>, Vec<Placed<'a>>) {
         .partition(|(_, entry)| !entry.event_type.is_delta())
 }
 
-/// $5–$27: fences, facts, deltas and rows.
+/// $5–$28: fences, facts, deltas and rows.
 pub(super) fn appends<'q>(statement: Statement<'q>, appends: &[&Append]) -> Statement<'q> {
     let (facts, deltas) = split(appends);
     let updates: Vec<(Uuid, &RunUpdate)> = appends
@@ -77,6 +77,7 @@ pub(super) fn appends<'q>(statement: Statement<'q>, appends: &[&Append]) -> Stat
         .bind(column(&updates, |(_, u)| u.completed_at.map(Timestamp::millis)))
         .bind(column(&updates, |(_, u)| owner(u.owner).0))
         .bind(column(&updates, |(_, u)| owner(u.owner).1))
+        .bind(column(&updates, |(_, u)| u.children_cost.map(Usd::micros)))
 }
 
 /// The number that the statements know an [`Owner`] by, and its `due_at`.
@@ -88,7 +89,7 @@ pub(super) fn owner(owner: Owner) -> (i16, Option<i64>) {
     }
 }
 
-/// $28–$64: rows, bodies, first events, labels.
+/// $29–$65: rows, bodies, first events, labels.
 ///
 /// # Errors
 /// [`crate::store::StoreError::Corrupt`] when a config cannot be JSON, which none of our types allows.
@@ -147,7 +148,7 @@ pub(super) fn creates<'q>(statement: Statement<'q>, creates: &[&NewRun]) -> Resu
         .bind(column(&labels, |(c, _, _)| c.row.run_id.uuid())))
 }
 
-/// $65–$70: keys, null where a creation has none, and the creations' order.
+/// $66–$71: keys, null where a creation has none, and the creations' order.
 pub(super) fn keys<'q>(statement: Statement<'q>, creates: &[&NewRun]) -> Statement<'q> {
     let keys: Vec<Option<&NewKey>> = column(creates, |c| c.key.as_ref());
     statement

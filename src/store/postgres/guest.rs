@@ -41,12 +41,19 @@ select max(d.seq), null, null
 from run_deltas d
 where d.run_id = $1";
 
-/// By the primary key of `runs`, whose row is locked.
+/// By the primary key of `runs`, whose row is locked. What leaves a signal: see `statements.rs`.
 const APPEND: &str = "\
 with facts as (
     insert into run_facts (run_id, seq, kind, data)
     select $2, v.seq, v.kind, v.data
     from unnest($3::int[], $4::smallint[], $5::text[]) v (seq, kind, data)
+), signalled as (
+    insert into child_signals (parent_run_id)
+    select r.parent_run_id
+    from runs r
+    where r.run_id = $2
+    and r.parent_run_id is not null
+    and (r.status = 3 or $6 = 3 or $6 >= 10)
 )
 update runs r
 set rev = r.rev + 1,
@@ -59,6 +66,7 @@ set rev = r.rev + 1,
     output_tokens = $11,
     reasoning_tokens = $12,
     cost_micros = $13,
+    children_cost_micros = $19,
     status_message = $14,
     started_at = $15,
     completed_at = $16,
@@ -187,7 +195,8 @@ async fn append(
         .bind(update.started_at.map(Timestamp::millis))
         .bind(update.completed_at.map(Timestamp::millis))
         .bind(owner)
-        .bind(due_at);
+        .bind(due_at)
+        .bind(update.children_cost.map(Usd::micros));
     one_row(lease.change(query).await.map_err(failure::of_read)?)?;
     if let Some(open) = &update.actions {
         let mut changes = Changes::default();

@@ -5,8 +5,8 @@
 //! - [`failure`]: what an error means.
 //! - [`statements`], [`binding`], [`flush`]: group commit, and batches in doubt.
 //! - [`listen`]: hints between nodes, and the lock that shows that a process is there.
-//! - [`guest`], [`log`], [`runs`], [`actions`], [`agents`], [`keys`], [`nodes`], [`retention`]: the other
-//!   operations by room.
+//! - [`guest`], [`log`], [`runs`], [`families`], [`actions`], [`agents`], [`keys`], [`nodes`],
+//!   [`retention`]: the other operations by room.
 //!
 //! What this room must never do: build SQL at run time, hold a transaction across anything but SQL,
 //! or put a connection back whose last answer is not known.
@@ -20,6 +20,7 @@ mod agents;
 mod binding;
 mod connections;
 mod failure;
+mod families;
 mod flush;
 mod guest;
 mod keys;
@@ -50,8 +51,8 @@ use crate::domain::time::Timestamp;
 
 use super::{
     Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    KeySweep, LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, RunSweep, Store,
-    StoreError, Swept, SweptDeltas, Transfer, Written,
+    KeySweep, LogRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord,
+    RunSweep, Store, StoreError, Swept, SweptDeltas, Transfer, Written,
 };
 use connections::{Backend, Connections};
 use flush::FlushId;
@@ -59,7 +60,7 @@ use flush::FlushId;
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The schema that this version writes.
-const SCHEMA_VERSION: i32 = 3;
+const SCHEMA_VERSION: i32 = 4;
 
 /// How long a flush may take; longer than the server's own limit for a statement.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(6);
@@ -350,6 +351,10 @@ impl Store for PostgresStore {
 
     async fn load_driveable(&self, node_id: NodeId, run_id: RunId) -> Result<Option<Driveable>> {
         self.load_driveable_row(node_id, run_id).await
+    }
+
+    async fn rouse_parents(&self, now: Timestamp, limit: i64) -> Result<Roused> {
+        self.rouse_parent_rows(now, limit).await
     }
 
     async fn release(

@@ -20,8 +20,8 @@ macro_rules! run_columns {
         "\
 r.run_id, r.workspace_id, r.agent_id, r.agent_version, r.status, r.node_id, r.rev, r.epoch,
     r.due_at, r.crashes, r.fact_seq, r.steps_completed, r.input_tokens, r.cached_input_tokens,
-    r.output_tokens, r.reasoning_tokens, r.cost_micros, r.status_message, r.conversation_id,
-    r.parent_run_id, r.forked_from_run_id, r.end_user_id, r.created_at, r.started_at,
+    r.output_tokens, r.reasoning_tokens, r.cost_micros, r.children_cost_micros, r.status_message,
+    r.conversation_id, r.parent_run_id, r.forked_from_run_id, r.end_user_id, r.created_at, r.started_at,
     r.completed_at, b.model, b.config, b.max_steps, b.estimated_cost_micros, b.metadata"
     };
 }
@@ -225,6 +225,28 @@ order by r.workspace_id ",
     };
 }
 
+/// By `runs_by_parent`.
+macro_rules! by_parent {
+    ($order:literal) => {
+        concat!(
+            "
+select r.*
+from runs r
+where r.parent_run_id is not null
+and (r.workspace_id, r.parent_run_id, r.run_id) > ($1, $8, $2::uuid)
+and (r.workspace_id, r.parent_run_id, r.run_id) < ($1, $8, $3::uuid)",
+            conditions!(),
+            "
+order by r.workspace_id ",
+            $order,
+            ", r.parent_run_id ",
+            $order,
+            ", r.run_id ",
+            $order
+        )
+    };
+}
+
 /// By `runs_by_status`, a page of each status: one scan cannot follow several of them in order.
 macro_rules! by_status {
     ($order:literal) => {
@@ -290,6 +312,8 @@ const BY_WORKSPACE_ASC: &str = list!(by_workspace!("asc"));
 const BY_WORKSPACE_DESC: &str = list!(by_workspace!("desc"));
 const BY_AGENT_ASC: &str = list!(by_agent!("asc"));
 const BY_AGENT_DESC: &str = list!(by_agent!("desc"));
+const BY_PARENT_ASC: &str = list!(by_parent!("asc"));
+const BY_PARENT_DESC: &str = list!(by_parent!("desc"));
 const BY_STATUS_ASC: &str = list!(by_status!("asc"));
 const BY_STATUS_DESC: &str = list!(by_status!("desc"));
 const BY_LABEL_ASC: &str = list!(by_label!("asc"));
@@ -392,11 +416,13 @@ impl PostgresStore {
     }
 }
 
-/// Which index leads: labels and statuses of active runs are rare, an agent is one of many.
+/// Which index leads: labels, children and statuses of active runs are rare, an agent is one of many.
 fn statement(filter: &RunFilter, scan: &Scan<RunId>) -> &'static str {
     let is_active = |status: &RunStatus| !status.is_final();
     let [asc, desc] = if !filter.metadata.is_empty() {
         [BY_LABEL_ASC, BY_LABEL_DESC]
+    } else if filter.parent_run_id.is_some() {
+        [BY_PARENT_ASC, BY_PARENT_DESC]
     } else if !filter.statuses.is_empty()
         && (filter.agent_id.is_none() || filter.statuses.iter().all(is_active))
     {

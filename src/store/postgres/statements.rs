@@ -11,7 +11,7 @@
 //! - `(… in (select …)) is true` is a hashed look-up. A bare `in` would become a join, and with hash
 //!   and merge joins off (see `settings.rs`) that is quadratic.
 //!
-//! Parameters: $1–$4 the flush, $5–$27 appends, from $28 on creations.
+//! Parameters: $1–$4 the flush, $5–$28 appends, from $29 on creations.
 
 macro_rules! numbered {
     () => {
@@ -32,7 +32,7 @@ macro_rules! held {
         concat!(
             "\
 held as materialized (
-    select r.run_id
+    select r.run_id, r.status
     from (
         select v.run_id, v.rev
         from unnest($5::uuid[], $6::int[]) v (run_id, rev)
@@ -40,7 +40,7 @@ held as materialized (
         order by v.run_id
     ) v
     cross join lateral (
-        select r.run_id
+        select r.run_id, r.status
         from runs r
         where r.run_id = v.run_id
         and r.rev = v.rev
@@ -58,6 +58,8 @@ held as materialized (
 /// By the primary key of `runs`. `crashes` counts drivers lost since the last step that was committed.
 /// `>=` and `<=` stand for `=` because it could also be answered by a walk through the whole index, and
 /// a plan from when that was short would go on doing so; of this pair only look-ups can be made.
+///
+/// A run that comes to rest (3 and from 10 on) or goes on leaves a signal for its parent.
 macro_rules! appended {
     () => {
         "\
@@ -82,6 +84,7 @@ facts as (
         output_tokens = v.output_tokens,
         reasoning_tokens = v.reasoning_tokens,
         cost_micros = v.cost_micros,
+        children_cost_micros = v.children_cost_micros,
         status_message = v.status_message,
         started_at = v.started_at,
         completed_at = v.completed_at,
@@ -92,13 +95,22 @@ facts as (
         end
     from unnest($14::uuid[], $15::smallint[], $16::int[], $17::int[], $18::bigint[], $19::bigint[],
         $20::bigint[], $21::bigint[], $22::bigint[], $23::text[], $24::bigint[], $25::bigint[],
-        $26::smallint[], $27::bigint[])
+        $26::smallint[], $27::bigint[], $28::bigint[])
         v (run_id, status, fact_seq, steps_completed, input_tokens, cached_input_tokens,
         output_tokens, reasoning_tokens, cost_micros, status_message, started_at, completed_at,
-        owner, due_at)
+        owner, due_at, children_cost_micros)
     where r.run_id >= v.run_id
     and r.run_id <= v.run_id
     and (v.run_id in (select held.run_id from held)) is true
+    returning r.run_id, r.parent_run_id, r.status
+), signalled as (
+    insert into child_signals (parent_run_id)
+    select u.parent_run_id
+    from updated u
+    join held h
+    on h.run_id = u.run_id
+    where u.parent_run_id is not null
+    and (h.status = 3 or u.status = 3 or u.status >= 10)
 ) "
     };
 }
@@ -111,12 +123,12 @@ macro_rules! passing {
             "\
 , passing as materialized (
     select v.*
-    from unnest($28::int[], $29::uuid[], $30::text[], $31::int[], $32::smallint[], $33::uuid[],
-        $34::int[], $35::int[], $36::bigint[], $37::int[], $38::int[], $39::int[], $40::bigint[],
-        $41::bigint[], $42::bigint[], $43::bigint[], $44::bigint[], $45::text[], $46::uuid[],
-        $47::uuid[], $48::uuid[], $49::text[], $50::bigint[], $51::bigint[], $52::bigint[],
-        $53::text[], $54::text[], $55::int[], $56::bigint[], $57::text[], $58::int[],
-        $59::smallint[], $60::text[]",
+    from unnest($29::int[], $30::uuid[], $31::text[], $32::int[], $33::smallint[], $34::uuid[],
+        $35::int[], $36::int[], $37::bigint[], $38::int[], $39::int[], $40::int[], $41::bigint[],
+        $42::bigint[], $43::bigint[], $44::bigint[], $45::bigint[], $46::text[], $47::uuid[],
+        $48::uuid[], $49::uuid[], $50::text[], $51::bigint[], $52::bigint[], $53::bigint[],
+        $54::text[], $55::text[], $56::int[], $57::bigint[], $58::text[], $59::int[],
+        $60::smallint[], $61::text[]",
             $more,
             ")
         v (workspace_id, run_id, agent_id, agent_version, status, node_id, rev, epoch, due_at,
@@ -206,7 +218,7 @@ new_runs as (
 ), new_labels as (
     insert into run_labels (workspace_id, key, value, run_id)
     select v.workspace_id, v.key, v.value, v.run_id
-    from unnest($61::int[], $62::text[], $63::text[], $64::uuid[]) v (workspace_id, key, value, run_id)
+    from unnest($62::int[], $63::text[], $64::text[], $65::uuid[]) v (workspace_id, key, value, run_id)
     where (v.run_id in (select n.run_id from ",
             $new,
             " n)) is true
@@ -254,7 +266,7 @@ pub(super) const KEYED_CREATES: &str = concat!(
     held!("no key update"),
     appended!(),
     passing!(
-        ", $65::text[], $66::text[], $67::bytea[], $68::text[], $69::bigint[], $70::int[]",
+        ", $66::text[], $67::text[], $68::bytea[], $69::text[], $70::bigint[], $71::int[]",
         ", scope, key, fingerprint, resource, key_created_at, ord"
     ),
     bound!(),

@@ -82,7 +82,7 @@ impl Changes {
                 .row()
                 .int(run_no)
                 .uuid(open.action.call_id.uuid())
-                .int(open.action.action_type.code())
+                .int(open.code())
                 .int(open.created_at.millis())
                 .text(&rows::action_text(&open.action)?);
         }

@@ -37,6 +37,7 @@ set rev = runs.rev + v.guest,
     output_tokens = v.output_tokens,
     reasoning_tokens = v.reasoning_tokens,
     cost_micros = v.cost_micros,
+    children_cost_micros = v.children_cost_micros,
     status_message = v.status_message,
     started_at = v.started_at,
     completed_at = v.completed_at,
@@ -48,10 +49,21 @@ from (
         value ->> 6 as cached_input_tokens, value ->> 7 as output_tokens,
         value ->> 8 as reasoning_tokens, value ->> 9 as cost_micros,
         value ->> 10 as status_message, value ->> 11 as started_at, value ->> 12 as completed_at,
-        value ->> 13 as owner, value ->> 14 as due_at
+        value ->> 13 as owner, value ->> 14 as due_at, value ->> 15 as children_cost_micros
     from jsonb_each(?1)
 ) v
 where runs.run_no = v.run_no";
+
+/// What parents must look at: a child comes to rest (3 and from 10 on), or goes on. Before
+/// [`UPDATE_RUNS`], which forgets how it was. By the primary key of `runs`.
+const SIGNAL: &str = "\
+insert into child_signals (parent_run_id)
+select r.parent_run_id
+from jsonb_each(?1) v
+cross join runs r
+on r.run_no = v.value ->> 0
+where r.parent_run_id is not null
+and (r.status = 3 or v.value ->> 2 = 3 or v.value ->> 2 >= 10)";
 
 /// Events and updates of many runs that go in together.
 #[derive(Debug)]
@@ -61,6 +73,8 @@ pub(super) struct Events {
     deltas: Table,
     delta_texts: Vec<u8>,
     updates: Table,
+    /// Whether one of the updates is of a run that has a parent.
+    has_child: bool,
     actions: Changes,
 }
 
@@ -82,6 +96,7 @@ impl Events {
             deltas: Table::new(),
             delta_texts: Vec::new(),
             updates: Table::new(),
+            has_child: false,
             actions: Changes::new(),
         }
     }
@@ -133,7 +148,9 @@ impl Events {
             .maybe_int(update.started_at.map(Timestamp::millis))
             .maybe_int(update.completed_at.map(Timestamp::millis))
             .int(owner)
-            .maybe_int(due_at.map(Timestamp::millis));
+            .maybe_int(due_at.map(Timestamp::millis))
+            .maybe_int(update.children_cost.map(Usd::micros));
+        self.has_child |= update.parent_run_id.is_some();
         Ok(())
     }
 
@@ -155,7 +172,12 @@ impl Events {
             query.execute(&mut *connection).await.map_err(failure::of)?;
         }
         if !self.updates.is_empty() {
-            let query = sqlx::query(UPDATE_RUNS).bind(self.updates.json());
+            let updates = self.updates.json();
+            if self.has_child {
+                let query = sqlx::query(SIGNAL).bind(updates.clone());
+                query.execute(&mut *connection).await.map_err(failure::of)?;
+            }
+            let query = sqlx::query(UPDATE_RUNS).bind(updates);
             query.execute(&mut *connection).await.map_err(failure::of)?;
         }
         self.actions.write(connection).await
@@ -168,4 +190,4 @@ fn offset(bytes: usize) -> i64 {
 
 /// For `plans.rs`.
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] = &[UPDATE_RUNS];
+pub(super) const STATEMENTS: &[&str] = &[UPDATE_RUNS, SIGNAL];

@@ -74,6 +74,11 @@ const BY_AGENT: Orders = Orders {
     desc: list!("runs_by_agent", "and r.agent_id = ?5", "desc"),
 };
 
+const BY_PARENT: Orders = Orders {
+    asc: list!("runs_by_parent", "and r.parent_run_id = ?8", "asc"),
+    desc: list!("runs_by_parent", "and r.parent_run_id = ?8", "desc"),
+};
+
 const BY_STATUS: Orders = Orders {
     asc: list!("runs_by_status", "and r.status = json_extract(?6, '$[0]')", "asc"),
     desc: list!("runs_by_status", "and r.status = json_extract(?6, '$[0]')", "desc"),
@@ -151,6 +156,9 @@ fn along(filter: &RunFilter) -> Orders {
     if !filter.metadata.is_empty() {
         return BY_LABEL;
     }
+    if filter.parent_run_id.is_some() {
+        return BY_PARENT;
+    }
     if filter.agent_id.is_some() {
         return BY_AGENT;
     }
@@ -211,6 +219,8 @@ pub(super) const STATEMENTS: &[&str] = &[
     ALL.desc,
     BY_AGENT.asc,
     BY_AGENT.desc,
+    BY_PARENT.asc,
+    BY_PARENT.desc,
     BY_STATUS.asc,
     BY_STATUS.desc,
     BY_STATUSES.asc,

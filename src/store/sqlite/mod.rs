@@ -29,6 +29,7 @@ mod connect;
 mod creates;
 mod events;
 mod failure;
+mod families;
 mod flush;
 mod guest;
 mod keys;
@@ -58,8 +59,8 @@ use crate::domain::time::Timestamp;
 
 use super::{
     Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    KeySweep, LogRange, Neighbour, NewKey, NodeBeat, Result, RunFilter, RunRecord, RunSweep, Store,
-    StoreError, Swept, SweptDeltas, Transfer, Written,
+    KeySweep, LogRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord,
+    RunSweep, Store, StoreError, Swept, SweptDeltas, Transfer, Written,
 };
 use checkpoint::Checkpoints;
 use connect::Lock;
@@ -67,7 +68,7 @@ use readers::Readers;
 use writer::Writer;
 
 /// The newest `min_reader_version` that this server can open.
-const READER_VERSION: i32 = 3;
+const READER_VERSION: i32 = 4;
 
 /// Longer than on Postgres: a flush here costs an fsync and nothing else can be written meanwhile.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(5);
@@ -368,6 +369,10 @@ impl Store for SqliteStore {
 
     async fn load_driveable(&self, node_id: NodeId, run_id: RunId) -> Result<Option<Driveable>> {
         runs::load_driveable(&self.readers, node_id, run_id).await
+    }
+
+    async fn rouse_parents(&self, now: Timestamp, limit: i64) -> Result<Roused> {
+        families::rouse(&self.readers, &self.writer, now, limit).await
     }
 
     async fn release(

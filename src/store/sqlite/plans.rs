@@ -3,17 +3,31 @@
 
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
-use super::{actions, events, flush, guest, list, log, nodes, retention, runs};
+use super::{actions, events, families, flush, guest, list, log, nodes, retention, runs};
 
-const SCHEMA: [&str; 3] = [
+const SCHEMA: [&str; 4] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_retention.sql"),
     include_str!("../../../migrations/sqlite/0003_actions.sql"),
+    include_str!("../../../migrations/sqlite/0004_families.sql"),
 ];
 
-/// What may be scanned: parameters and what was found for them, and the nodes, of whom there are few.
-const SHORT: [&str; 11] =
-    ["jsonb_each", "json_each", "o", "v", "s", "n", "nodes", "run", "e", "CONSTANT", "3"];
+/// What may be scanned: parameters and what was found for them, the nodes, of whom there are few, and
+/// signals, which are taken as soon as they are there.
+const SHORT: [&str; 12] = [
+    "jsonb_each",
+    "json_each",
+    "o",
+    "v",
+    "s",
+    "n",
+    "nodes",
+    "run",
+    "e",
+    "CONSTANT",
+    "3",
+    "child_signals",
+];
 
 /// What may be sorted: runs that are driven or have not ended, and parts of so few rows.
 const SORTED: [&str; 2] =
@@ -29,6 +43,7 @@ async fn no_statement_scans_or_sorts_what_grows() {
     let all = [
         actions::STATEMENTS,
         events::STATEMENTS,
+        families::STATEMENTS,
         flush::STATEMENTS,
         guest::STATEMENTS,
         list::STATEMENTS,

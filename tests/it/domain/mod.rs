@@ -1,7 +1,7 @@
 //! The pure core under random engines: whatever an engine or a guest can write, the log folds, reads
 //! back to the same state, and makes a transcript that both wires accept.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -103,6 +103,7 @@ impl Simulation {
             conversation_id: None,
             parent_run_id: None,
             forked_from_run_id: None,
+            depth: 0,
         });
         let first = queued.entry(run_id, 1, now).expect("entry");
         let folded = Folded::read([&first]).expect("fold");
@@ -319,6 +320,7 @@ impl Simulation {
         let circumstances = Now {
             at: self.now,
             in_flight: &self.in_flight,
+            children: &HashMap::new(),
             log_events: self.next_seq() - 1,
             log_bytes: 0,
         };
@@ -343,6 +345,11 @@ impl Simulation {
                     }
                     self.push(vec![event]);
                 }
+            }
+            Decision::MeetChildren(_)
+            | Decision::CancelChildren(_)
+            | Decision::AwaitChildren(_) => {
+                unreachable!("nothing here calls an agent")
             }
             Decision::AwaitTools => self.answer_a_tool(dice),
             Decision::AskOutcome(ids) => {
@@ -461,7 +468,13 @@ fn a_call_that_must_not_be_repeated_is_asked_about_after_a_crash() {
     let call = run.folded.open_step().expect("open").calls[0].clone();
     run.push(vec![write::call_started(1, &call, &run.plan)]);
     let none = HashSet::new();
-    let now = Now { at: run.now, in_flight: &none, log_events: 5, log_bytes: 0 };
+    let now = Now {
+        at: run.now,
+        in_flight: &none,
+        children: &HashMap::new(),
+        log_events: 5,
+        log_bytes: 0,
+    };
     assert_eq!(decide(&run.folded, &run.plan, &now), Decision::AskOutcome(vec![call.call_id]));
 }
 
@@ -522,7 +535,9 @@ fn a_call_whose_start_nobody_saw_is_made_and_not_asked_about() {
     };
     assert!(!holds(&run, &started), "it was never made");
     let none = HashSet::new();
-    let now = Now { at: run.now, in_flight: &none, log_events: 5, log_bytes: 0 };
+    let children = HashMap::new();
+    let now =
+        Now { at: run.now, in_flight: &none, children: &children, log_events: 5, log_bytes: 0 };
     assert_eq!(decide(&run.folded, &run.plan, &now), Decision::CallTools(vec![call.call_id]));
     // What a tool said is kept, unless somebody else has answered for it.
     run.push(vec![started]);
@@ -551,7 +566,13 @@ fn a_log_that_is_as_long_as_a_log_may_be_ends_its_run() {
         decide(
             &run.folded,
             &run.plan,
-            &Now { at: run.now, in_flight: &none, log_events, log_bytes },
+            &Now {
+                at: run.now,
+                in_flight: &none,
+                children: &HashMap::new(),
+                log_events,
+                log_bytes,
+            },
         )
     };
     let full = Decision::End(Ending::Incomplete(IncompleteReason::LogSize));

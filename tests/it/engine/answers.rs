@@ -71,6 +71,8 @@ fn made(calls: &[CallId]) -> Vec<Event> {
     }
     for call_id in calls {
         events.push(Event::ToolCallStarted(ToolCallStarted {
+            child_run_id: None,
+            child_max_cost_usd: None,
             step: 1,
             call_id: *call_id,
             tool: "pay".to_owned(),

@@ -38,7 +38,7 @@ fn open(run: u32, n: u32, action_type: ActionType) -> OpenAction {
         arguments: json!({"a": ["\u{0}", 1.5]}),
         expires_at: Some(at(5_000)),
     };
-    OpenAction { action, created_at: at(i64::from(n)) }
+    OpenAction { action, created_at: at(i64::from(n)), of_child: false }
 }
 
 fn asks(seq: i32, actions: Vec<OpenAction>) -> RunUpdate {

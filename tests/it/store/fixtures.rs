@@ -79,6 +79,7 @@ pub fn queued(run: RunId) -> Entry {
         conversation_id: None,
         parent_run_id: None,
         forked_from_run_id: None,
+        depth: 0,
     });
     entry(run, 1, &event)
 }
@@ -127,6 +128,7 @@ pub fn new_run(n: u32) -> NewRun {
             steps_completed: 0,
             usage: Usage::default(),
             cost: Some(Usd::ZERO),
+            children_cost: Some(Usd::ZERO),
             status_message: None,
             conversation_id: None,
             parent_run_id: None,
@@ -166,6 +168,8 @@ pub fn update(status: RunStatus, fact_seq: i32) -> RunUpdate {
         steps_completed: 0,
         usage: Usage::new(10, 3, 5, 2),
         cost: Some(Usd::from_micros(77)),
+        children_cost: Some(Usd::ZERO),
+        parent_run_id: None,
         status_message: Some("thinks 😀".to_owned()),
         started_at: Some(at(50)),
         completed_at: None,

@@ -8,6 +8,7 @@ mod agents;
 mod appends;
 mod creations;
 mod differential;
+mod families;
 pub mod fixtures;
 mod following;
 mod guests;

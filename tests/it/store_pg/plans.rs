@@ -6,7 +6,7 @@ use stepwell::domain::page::{From, Order, Page};
 use stepwell::domain::run::RunStatus;
 use stepwell::domain::time::Timestamp;
 use stepwell::store::postgres::PostgresStore;
-use stepwell::store::{KeySweep, OLDEST, RunFilter, RunSweep, Store as _};
+use stepwell::store::{KeySweep, OLDEST, Owner, RunFilter, RunSweep, RunUpdate, Store as _};
 
 use super::sample::*;
 use crate::support::postgres;
@@ -62,6 +62,7 @@ fn filters() -> Vec<RunFilter> {
         any(),
         RunFilter { agent_id: agent_id.clone(), ..any() },
         RunFilter { statuses: vec![RunStatus::Running], ..any() },
+        RunFilter { parent_run_id: Some(run(None).row.run_id), ..any() },
         RunFilter { statuses: vec![RunStatus::Running, RunStatus::Completed], ..any() },
         RunFilter { agent_id, statuses: vec![RunStatus::Running, RunStatus::Queued], ..any() },
         RunFilter { metadata: vec![pair("k", "v")], ..any() },
@@ -84,6 +85,22 @@ async fn sweep_everything(store: &PostgresStore) {
     let written_before = Timestamp::from_millis(1_767_225_600_000);
     assert_eq!(store.sweep_deltas(None, written_before).await.expect("a day").days, 1);
     assert_eq!(store.sweep_deltas(None, written_before).await.expect("the rest").days, 0);
+}
+
+/// A child of a run that waits for it comes to its end.
+async fn end_a_child(store: &PostgresStore, me: NodeId) {
+    let (parent, mut child) = (run(None), run(Some(me)));
+    child.row.parent_run_id = Some(parent.row.run_id);
+    let (parent_id, child_id) = (parent.row.run_id, child.row.run_id);
+    store.flush(&batch(me, vec![parent, child], vec![])).await.expect("a flush");
+    let mut end = facts(child_id, 2);
+    end.update = end.update.map(|update| RunUpdate {
+        status: RunStatus::Completed,
+        parent_run_id: Some(parent_id),
+        owner: Owner::Nobody { due_at: None },
+        ..update
+    });
+    store.flush(&batch(me, vec![], vec![end])).await.expect("a flush");
 }
 
 /// Everything that is asked often, once.
@@ -128,6 +145,8 @@ async fn ask_everything(store: &PostgresStore, me: NodeId) {
         store.load_driveable(me, run_id).await.expect("a run");
     }
     store.owned(me).await.expect("runs");
+    end_a_child(store, me).await;
+    assert_eq!(store.rouse_parents(NOW, 100).await.expect("parents").run_ids.len(), 1);
     assert_eq!(store.claim_due(me, NOW, 1).await.expect("claims").len(), 1);
     driven(store, node()).await;
     assert_eq!(store.claim_orphans(me, 2).await.expect("claims").len(), 1);
@@ -203,7 +222,7 @@ async fn rows_read(url: &str) -> i64 {
             where i.relid = t.relid
         ) i on true
         where t.relname like 'run%'
-        or t.relname in ('flushes', 'idempotency', 'actions')",
+        or t.relname in ('flushes', 'idempotency', 'actions', 'child_signals')",
     )
     .fetch_one(&mut admin)
     .await

@@ -7,6 +7,7 @@ use stepwell::clock::Clock;
 use stepwell::domain::agent::{Agent, ManagedBy};
 use stepwell::domain::event::{Entry, Event, EventType, StatusChanged};
 use stepwell::domain::ids::{CallId, NodeId, RunId, WorkspaceId};
+use stepwell::domain::money::Usd;
 use stepwell::domain::run::{ActionType, OpenAction, RequiredAction, RunStatus};
 use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
@@ -59,6 +60,7 @@ pub fn run(owner: Option<NodeId>) -> NewRun {
             steps_completed: 0,
             usage: Usage::default(),
             cost: None,
+            children_cost: Some(Usd::ZERO),
             status_message: None,
             conversation_id: None,
             parent_run_id: None,
@@ -112,6 +114,8 @@ pub fn update(fact_seq: i32) -> RunUpdate {
         steps_completed: 0,
         usage: Usage::new(10, 0, 20, 0),
         cost: None,
+        children_cost: Some(Usd::ZERO),
+        parent_run_id: None,
         status_message: Some("Working".to_owned()),
         started_at: Some(NOW),
         completed_at: None,
@@ -135,7 +139,7 @@ pub fn asking(run_id: RunId, seq: i32) -> Append {
         arguments: serde_json::json!({}),
         expires_at: None,
     };
-    let open = OpenAction { action, created_at: NOW };
+    let open = OpenAction { action, created_at: NOW, of_child: false };
     let update = RunUpdate { actions: Some(vec![open]), ..update(seq) };
     Append { update: Some(update), ..facts(run_id, seq) }
 }

@@ -1,0 +1,25 @@
+-- Families of runs: a run that another one called as a tool. The SQLite migration of the same number
+-- makes the same column, table and index.
+
+-- What the children of a run cost that have answered; null when that is not known of one. It is part of
+-- what facts change in a row, like the run's own cost. No row is rewritten for the default.
+alter table runs add column children_cost_micros bigint default 0;
+
+-- A child came to rest or went on, and its parent must look: written with the child's own row, taken by
+-- whichever node comes first. It carries nothing, for what woke a run is never data. Normally empty.
+create table child_signals (
+    signal_id bigint generated always as identity primary key,
+    parent_run_id uuid not null
+) with (
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_insert_scale_factor = 0,
+    autovacuum_vacuum_insert_threshold = 10000,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+-- The children of a run, by which lists filter. Runs without a parent are not in it.
+create index runs_by_parent on runs (workspace_id, parent_run_id, run_id) where parent_run_id is not null;
+
+-- A server of the last version would end children and leave no signal, so it may not write here.
+update meta set schema_version = 4, min_reader_version = 4;

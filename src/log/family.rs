@@ -1,0 +1,97 @@
+//! Parents hear of their children.
+//!
+//! A run that comes to rest, or goes on again, leaves a signal for the run that called it, in the same
+//! transaction. Any node takes it and rouses the parent, whose driver then looks how its children are:
+//! a signal carries nothing, and to lose one costs no more than time.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::domain::fold::Folded;
+use crate::domain::ids::{CallId, RunId, WorkspaceId};
+use crate::shutdown::Tasks;
+use crate::store::{Result, StoreError};
+
+use super::Log;
+
+/// How often signals are looked for when nobody says that there are any.
+const LOOK: Duration = Duration::from_secs(1);
+/// Signals taken at a time: the runs that they rouse are locked together.
+const SIGNALS: i64 = 256;
+/// Runs of a family that are read to find a call: it is asked for by a person, who can be told to name
+/// the run itself.
+const MAX_READ: usize = 1_000;
+
+impl Log {
+    /// Rouses parents until it is time to stop.
+    pub(super) async fn rouse_parents(&self, tasks: &Tasks) {
+        let mut away = false;
+        loop {
+            tokio::select! {
+                () = self.wake.signalled() => {}
+                () = tokio::time::sleep(LOOK) => {}
+                () = tasks.stopped() => return,
+            }
+            match self.take_signals().await {
+                Ok(()) => away = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut away, true) {
+                        tracing::warn!(%error, "parents of ended runs cannot be roused; trying again");
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(LOOK) => {}
+                        () = tasks.stopped() => return,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take_signals(&self) -> Result<()> {
+        loop {
+            let roused = self.store.rouse_parents(self.clock.now(), SIGNALS).await?;
+            for run_id in &roused.run_ids {
+                self.live.hint(*run_id);
+            }
+            if !roused.run_ids.is_empty() {
+                self.wake.changed(roused.run_ids);
+                self.queued();
+            }
+            if roused.signals < SIGNALS {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Which run has this call: `run_id` or one below it. An answer may be posted to any of them.
+    /// `None`: none has, as far as the first 1,000 of them tell.
+    ///
+    /// # Errors
+    /// When the store or a log cannot be read.
+    pub async fn run_of_call(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        call_id: CallId,
+    ) -> Result<Option<RunId>> {
+        let (mut waiting, mut seen) = (vec![run_id], HashSet::from([run_id]));
+        while let Some(run_id) = waiting.pop() {
+            let facts = self.store.read_facts(workspace_id, run_id, 0).await?;
+            if facts.is_empty() {
+                continue;
+            }
+            let unreadable = |error: crate::domain::fold::FoldError| {
+                StoreError::Corrupt(format!("the log of {run_id}: {error}"))
+            };
+            let folded = Folded::read(&facts).map_err(unreadable)?;
+            for call in folded.steps.iter().flat_map(|turn| &turn.calls) {
+                if call.call_id == call_id {
+                    return Ok(Some(run_id));
+                }
+                let child = call.child.map(|child| child.run_id);
+                waiting.extend(child.filter(|child| seen.len() < MAX_READ && seen.insert(*child)));
+            }
+        }
+        Ok(None)
+    }
+}
