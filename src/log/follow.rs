@@ -8,8 +8,9 @@ use crate::domain::ids::{RunId, WorkspaceId};
 use crate::domain::retention;
 use crate::store::{LogRange, SharedStore, StoreError};
 
-use super::live::{Glance, Watched};
+use super::live::Watched;
 use super::page::Page;
+use super::tail::Glance;
 
 /// Events that one page of the store has, at most.
 const PAGE: i64 = 500;

@@ -17,13 +17,9 @@ use crate::domain::ids::RunId;
 use crate::shutdown::Tasks;
 use crate::store::{RunRecord, SharedStore};
 
-use super::page::Page;
 use super::shelf::Shelf;
+use super::tail::{Glance, Tail};
 
-/// Bytes of events that a tail keeps: a reader further behind reads the store.
-const TAIL_BYTES: usize = 64 * 1024;
-/// Events that a tail keeps.
-const TAIL_EVENTS: usize = 1_024;
 /// How long an ended run stays in memory.
 const ENDED_KEPT: Duration = Duration::from_secs(2);
 /// Bytes of events that an ended run keeps in memory; a longer log is read from the store.
@@ -72,37 +68,6 @@ struct State {
     ended: Option<Arc<RunRecord>>,
     /// Cursors asleep on a run that is driven elsewhere.
     sleepers: usize,
-}
-
-struct Tail {
-    batches: VecDeque<Batch>,
-    events: usize,
-    bytes: usize,
-    head: i32,
-}
-
-/// What one flush brought.
-struct Batch {
-    first: i32,
-    events: usize,
-    bytes: usize,
-    text: Text,
-}
-
-/// Framed when somebody reads it first: most runs have no reader.
-enum Text {
-    Plain(Vec<Entry>),
-    Framed(Page),
-}
-
-/// What a tail says to a reader.
-pub enum Glance {
-    /// The next events.
-    Events(Page),
-    /// Nothing yet: sleep until the watch changes.
-    Nothing,
-    /// The tail does not reach back so far, or there is none: read the store.
-    ReadStore,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -286,7 +251,7 @@ impl Watched {
         {
             let mut state = lock(&self.watch.state);
             state.ended = Some(Arc::new(record));
-            if state.tail.as_ref().is_some_and(|tail| tail.bytes > ENDED_TAIL_BYTES) {
+            if state.tail.as_ref().is_some_and(|tail| tail.bytes() > ENDED_TAIL_BYTES) {
                 state.tail = None;
             }
         }
@@ -352,7 +317,7 @@ impl Watch {
 
     /// The newest committed seq, while this node drives the run.
     pub fn head(&self) -> Option<i32> {
-        lock(&self.state).tail.as_ref().map(|tail| tail.head)
+        lock(&self.state).tail.as_ref().map(Tail::head)
     }
 
     /// Resolves when there may be something new. Create it, look, then await it: what happens in
@@ -396,55 +361,5 @@ pub struct Sleeper<'a>(&'a Watch);
 impl Drop for Sleeper<'_> {
     fn drop(&mut self) {
         lock(&self.0.state).sleepers -= 1;
-    }
-}
-
-impl Tail {
-    fn new(head: i32) -> Self {
-        Self { batches: VecDeque::new(), events: 0, bytes: 0, head }
-    }
-
-    /// Adds what was committed, in which seqs ascend by one.
-    fn push(&mut self, entries: Vec<Entry>) {
-        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
-        let (first, last) = (first.seq, last.seq);
-        if first != self.head + 1 {
-            // A hole would be a lie: begin anew behind it.
-            *self = Self::new(first - 1);
-        }
-        self.head = last;
-        let (events, bytes) = (entries.len(), entries.iter().map(|e| e.data.len()).sum());
-        self.events += events;
-        self.bytes += bytes;
-        self.batches.push_back(Batch { first, events, bytes, text: Text::Plain(entries) });
-        while self.bytes > TAIL_BYTES || self.events > TAIL_EVENTS {
-            let Some(old) = self.batches.pop_front() else { break };
-            self.events -= old.events;
-            self.bytes -= old.bytes;
-        }
-    }
-
-    /// One batch at a time: whoever is further behind asks again.
-    fn glance(&mut self, after: i32) -> Glance {
-        if after >= self.head {
-            return Glance::Nothing;
-        }
-        let next = after + 1;
-        let above = self.batches.partition_point(|batch| batch.first <= next);
-        let batch = above.checked_sub(1).and_then(|index| self.batches.get_mut(index));
-        let page = batch.and_then(Batch::page).and_then(|page| page.behind(after));
-        page.map_or(Glance::ReadStore, Glance::Events)
-    }
-}
-
-impl Batch {
-    fn page(&mut self) -> Option<&Page> {
-        if let Text::Plain(entries) = &self.text {
-            self.text = Text::Framed(Page::of(entries)?);
-        }
-        match &self.text {
-            Text::Framed(page) => Some(page),
-            Text::Plain(_) => None,
-        }
     }
 }

@@ -3,7 +3,7 @@
 //! - [`journal`]: group commit. Creations and appends of all runs of this node, flushed together.
 //! - [`guest`]: writes of everybody who is not the driver (cancel, erase, later answers and steering).
 //! - [`lane`]: one driven run's way into the journal: seqs, merging, the fence.
-//! - [`live`]: what this process knows of runs that somebody watches or drives: tails and wake-ups.
+//! - [`live`]: what this process knows of runs that somebody watches or drives; [`tail`]: their newest events.
 //! - [`follow`]: a cursor over one run's log.
 //! - [`page`]: events as they stand in a stream, framed once; [`shelf`]: what was read a moment ago.
 //! - [`wake`]: words between nodes (look again); [`pulse`]: how this process does.
@@ -24,6 +24,7 @@ pub mod live;
 pub mod page;
 pub mod pulse;
 pub mod shelf;
+pub mod tail;
 pub mod wake;
 
 use std::sync::Arc;
