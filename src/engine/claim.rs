@@ -178,6 +178,9 @@ impl Engine {
         }
         let engine = self.clone();
         let place = (run.record.row.workspace_id, run_id);
+        // A future has room for every place that a value is moved through: there are as many of these
+        // as there are runs, so what is large, or rarely done, is on the heap.
+        let run = Box::new(run);
         tasks.spawn(async move {
             let entry = Entry { engine: engine.clone(), run_id };
             let calls = engine.drive_to_rest(run, watch, rev).await;
@@ -207,17 +210,17 @@ impl Engine {
 
     async fn drive_to_rest(
         self: &Arc<Self>,
-        run: Driveable,
+        run: Box<Driveable>,
         watch: Watched,
         rev: Arc<AtomicI32>,
     ) -> Calls {
         let run_id = run.record.row.run_id;
         if run.record.row.crashes >= limits::CONVICTED {
             // Whoever convicted it did not come to end it.
-            self.fail_run(run_id, watch, rev, poisoned()).await;
+            Box::pin(self.fail_run(run_id, watch, rev, poisoned())).await;
             return Calls::new();
         }
-        let failed = match self.driver(run, watch.clone(), rev.clone()).await {
+        let failed = match Box::pin(self.driver(run, watch.clone(), rev.clone())).await {
             Ok(driver) => {
                 let driven = AssertUnwindSafe(driver.run()).catch_unwind().await;
                 match driven {
@@ -231,17 +234,17 @@ impl Engine {
             }
         };
         tracing::error!(%run_id, "{failed} stopped a run; it is ended as failed");
-        self.fail_run(run_id, watch, rev, internal()).await;
+        Box::pin(self.fail_run(run_id, watch, rev, internal())).await;
         Calls::new()
     }
 
     /// Makes a driver out of what the store has.
     async fn driver(
         self: &Arc<Self>,
-        run: Driveable,
+        run: Box<Driveable>,
         watch: Watched,
         rev: Arc<AtomicI32>,
-    ) -> Result<Driver, String> {
+    ) -> Result<Box<Driver>, String> {
         let folded = Folded::read(&run.facts).map_err(|error| error.to_string())?;
         let plan = loop {
             match self.plans.of(&run.record).await {
@@ -259,7 +262,7 @@ impl Engine {
             watch,
             self.log.journal.doorbell(),
         );
-        Ok(Driver::new(self.clone(), run.record, folded, plan, lane, rev))
+        Ok(Box::new(Driver::new(self.clone(), run.record, folded, plan, lane, rev)))
     }
 }
 

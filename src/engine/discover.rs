@@ -45,7 +45,7 @@ impl Driver {
             | Decision::Park(_)
             | Decision::End(_) => return Ok(()),
         };
-        if self.learned == Some(step) || self.plan.servers().next().is_none() {
+        if self.learned == Some(step) {
             return Ok(());
         }
         let listings = self.list().await?;

@@ -127,19 +127,19 @@ impl Driver {
 
     /// Drives until there is nothing more to do here. Returns the calls that have no answer in the log
     /// when the run was lost.
-    pub(super) async fn run(mut self) -> Calls {
+    pub(super) async fn run(mut self: Box<Self>) -> Calls {
         loop {
             let stop = match self.advance().await {
                 Ok(()) | Err(Stop::Decide) => continue,
-                Err(Stop::Look(why)) => match self.look(why).await {
+                Err(Stop::Look(why)) => match Box::pin(self.look(why)).await {
                     Ok(()) => continue,
                     Err(stop) => stop,
                 },
-                Err(Stop::Doubt) => match self.regain().await {
+                Err(Stop::Doubt) => match Box::pin(self.regain()).await {
                     Ok(()) => continue,
                     Err(stop) => stop,
                 },
-                Err(Stop::Abort) => match self.let_go(self.now(), None).await {
+                Err(Stop::Abort) => match Box::pin(self.let_go(self.now(), None)).await {
                     Ok(()) => Stop::Rest,
                     Err(stop) => stop,
                 },
@@ -150,12 +150,13 @@ impl Driver {
                 Stop::Lost => {
                     tracing::info!(run_id = %self.run_id(), "a run is driven by somebody else now");
                     self.lane.watch.end_tail();
-                    return self.unanswered().await;
+                    return Box::pin(self.unanswered()).await;
                 }
                 Stop::Look(_) | Stop::Decide | Stop::Abort | Stop::Doubt => {}
                 Stop::Defect => {
                     let (id, watch) = (self.run_id(), self.lane.watch.clone());
-                    self.engine.clone().fail_run(id, watch, self.rev.clone(), internal()).await;
+                    let engine = self.engine.clone();
+                    Box::pin(engine.fail_run(id, watch, self.rev.clone(), internal())).await;
                     return Calls::new();
                 }
             }
@@ -164,7 +165,7 @@ impl Driver {
 
     /// The calls whose answers are not in the log: those that are under way, and those that were
     /// answered when the run was lost already.
-    async fn unanswered(self) -> Calls {
+    async fn unanswered(self: Box<Self>) -> Calls {
         self.lane.quiesce().await;
         let mut calls = self.calls;
         for unseen in self.lane.abandon() {
@@ -194,7 +195,7 @@ impl Driver {
         let lets_go = self.engine.draining.is_cancelled()
             || self.engine.isolation.acquits(&self.record, self.folded.steps_completed);
         if !ends && lets_go && self.in_flight.is_empty() {
-            return self.let_go(now, None).await.and(Err(Stop::Rest));
+            return Box::pin(self.let_go(now, None)).await.and(Err(Stop::Rest));
         }
         if !ends && self.folded.status == RunStatus::Queued {
             let started = write::started(&self.folded);
@@ -207,7 +208,9 @@ impl Driver {
         if let Some(resumed) = resumed(self.folded.status, &decision) {
             return self.push(vec![resumed], Owner::Keep).map(drop);
         }
-        self.learn_for(&decision).await?;
+        if self.plan.servers().next().is_some() {
+            Box::pin(self.learn_for(&decision)).await?;
+        }
         match decision {
             Decision::Done => Err(Stop::Rest),
             Decision::StartStep(step) => {
@@ -220,11 +223,11 @@ impl Driver {
                 self.reopen_step()?;
                 self.call_model().await
             }
-            Decision::CallTools(calls) => self.call_tools(&calls).await,
-            Decision::AwaitTools => self.await_tools().await,
-            Decision::MeetChildren(calls) => self.meet_children(&calls).await,
-            Decision::CancelChildren(calls) => self.cancel_children(&calls).await,
-            Decision::AwaitChildren(until) => self.await_children(until).await,
+            Decision::CallTools(calls) => Box::pin(self.call_tools(&calls)).await,
+            Decision::AwaitTools => Box::pin(self.await_tools()).await,
+            Decision::MeetChildren(calls) => Box::pin(self.meet_children(&calls)).await,
+            Decision::CancelChildren(calls) => Box::pin(self.cancel_children(&calls)).await,
+            Decision::AwaitChildren(until) => Box::pin(self.await_children(until)).await,
             Decision::AskOutcome(calls) => {
                 let events = self
                     .open_calls(&calls, |step, call, _| Some(write::outcome_unknown(step, call)));
@@ -236,7 +239,7 @@ impl Driver {
                 let event = write::step_completed(&self.folded, turn, now);
                 self.push(vec![event], Owner::Keep).map(drop)
             }
-            Decision::Park(until) => self.park(until).await,
+            Decision::Park(until) => Box::pin(self.park(until)).await,
             Decision::End(ending) => self.end(ending).await,
         }
     }

@@ -41,6 +41,9 @@ pub(super) fn command(config: &Config) -> Result<ChildCommand, StartError> {
             .args(["--run", &order.run_id.to_string()])
             .args(["--from", &order.from.to_string()])
             .args(["--as", &order.node_id.to_string()])
+            // The allocator begins with a gigabyte of addresses. Unless it leaves them unusable until they
+            // are needed, they count against the limit.
+            .env("MIMALLOC_ARENA_EAGER_COMMIT", "0")
             .envs(inherited.variables());
         command
     }))

@@ -7,7 +7,7 @@
 //! - [`cancel()`] and [`erase`]: the end of a run, and of its log.
 //! - [`answers`]: tools that answered for a driver which has lost its run; people who decide about calls
 //!   or say what came of them.
-//! - [`steer`]: people who tell a run something while it goes on.
+//! - [`mod@steer`]: people who tell a run something while it goes on.
 
 pub mod answers;
 mod cancel;

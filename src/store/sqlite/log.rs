@@ -27,10 +27,7 @@ with run as materialized (
 )
 select (
     select group_concat(
-        e.seq || ' ' || ifnull(e.kind, '') || ' ' || octet_length(e.data) || ' ' || e.data,
-        '' order by e.seq ",
-            $order,
-            "
+        e.seq || ' ' || ifnull(e.kind, '') || ' ' || octet_length(e.data) || ' ' || e.data, ''
     )
     from (
         select f.seq, f.kind, f.data
@@ -107,7 +104,11 @@ pub(super) async fn read(
         .bind(range.limit);
     let Some(row) = readers.first(query).await? else { return Ok(None) };
     let page: Option<String> = row.try_get(0).map_err(failure::of)?;
-    rows::page(page.unwrap_or_default()).map(Some)
+    let mut entries = rows::page(page.unwrap_or_default())?;
+    // They come in order, which SQLite does not promise. Its own sorting would copy all texts once more,
+    // while the statement holds its snapshot.
+    entries.sort_by_key(|entry| if range.descending { -entry.seq } else { entry.seq });
+    Ok(Some(entries))
 }
 
 /// The facts with a seq above `above`, up to `until`.
