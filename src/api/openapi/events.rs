@@ -16,7 +16,8 @@ use crate::domain::ids::RunId;
 use crate::domain::time::Timestamp;
 
 /// Fields of events that are left out when there is nothing to say.
-const MAY_BE_LEFT_OUT: [&str; 1] = ["provider_state"];
+const MAY_BE_LEFT_OUT: [&str; 5] =
+    ["provider_state", "depth", "child_run_id", "child_max_cost_usd", "child_cost_usd"];
 
 /// One entry of a run's log.
 pub struct RunEvent;

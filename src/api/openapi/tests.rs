@@ -1,4 +1,8 @@
 use super::*;
+use crate::domain::event::{Event, EventType};
+use crate::domain::ids::RunId;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Usage;
 use serde_json::Value;
 
 fn spec() -> Value {
@@ -161,4 +165,36 @@ fn tools_tell_their_bounds_and_their_defaults() {
         (&http["effect"]["default"], &http["method"]["default"]),
         (&"once".into(), &"POST".into())
     );
+}
+
+#[test]
+fn events_have_what_their_schemas_require_even_where_there_is_nothing_to_say() {
+    let call = "\"step\":1,\"call_id\":\"call_00000000000000000000000000000001\",\"tool\":\"t\"";
+    let run = "\"status\":\"queued\",\"agent_id\":\"a\",\"agent_version\":1,\"model\":\"m\",\"input\":\"i\"";
+    let message = "\"message_id\":\"msg_00000000000000000000000000000001\",\"role\":\"assistant\",\"content\":\"\",\"finish_reason\":\"stop\"";
+    let spec = spec();
+    for (word, fields) in [
+        ("run.queued", run.to_owned()),
+        ("tool_call.started", format!("{call},\"attempt\":1")),
+        ("tool_call.completed", format!("{call},\"result\":1,\"duration_ms\":1")),
+        ("tool_call.failed", format!("{call},\"error\":\"e\",\"duration_ms\":1")),
+        ("message.completed", format!("\"step\":1,{message},\"model_usage\":{{}}")),
+    ] {
+        let event_type = EventType::from_word(word).unwrap();
+        let mut fields: serde_json::Value = serde_json::from_str(&format!("{{{fields}}}")).unwrap();
+        if word == "message.completed" {
+            fields["model_usage"] = serde_json::to_value(Usage::default()).unwrap();
+        }
+        let event = Event::read(event_type, fields.to_string().as_bytes()).unwrap();
+        let (run_id, at) = (RunId::from_uuid(uuid::Uuid::nil()), Timestamp::from_millis(1));
+        let written = event.entry(run_id, 1, at).unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&written.data).unwrap();
+        let place = spec["components"]["schemas"]["RunEvent"]["discriminator"]["mapping"][word]
+            .as_str()
+            .and_then(|place| place.rsplit('/').next())
+            .unwrap();
+        for field in spec["components"]["schemas"][place]["required"].as_array().unwrap() {
+            assert!(written.get(field.as_str().unwrap()).is_some(), "{word} without {field}");
+        }
+    }
 }

@@ -283,7 +283,8 @@ async fn no_way_to_stop_a_run_leaves_its_transcript_invalid(url: String) {
     for what in
         ["approved", "denied", "answered", "failed", "steered", "cancelled", "expired", "crashed"]
     {
-        report.check(counts.get(what).is_some_and(|n| *n >= 20), || format!("too few {what}"));
+        // Dice and the speed of the machine decide how many: none would mean that it was not tried.
+        report.check(counts.get(what).is_some_and(|n| *n >= 3), || format!("too few {what}"));
     }
     for end in ["completed", "cancelled"] {
         report.check(ends.contains_key(end), || format!("no run ended {end}: {ends:?}"));

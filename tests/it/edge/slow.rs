@@ -39,7 +39,8 @@ async fn who_is_slow_to_ask_does_not_keep_a_connection() {
     };
     tokio::join!(silent, heads, second, bodies, idle);
     let after = server.open_files();
-    report.check(after <= before + 1, || format!("{before} open files became {after}"));
+    // The database's readers are opened when they are needed first: one of them is two files.
+    report.check(after <= before + 4, || format!("{before} open files became {after}"));
     report.finish(pick(40, 400));
 }
 
