@@ -3,6 +3,8 @@
 //! A log has no holes but those that retention made: days of deltas. Every other hole is a defect of
 //! ours, and no reader is led across it.
 
+use std::time::Duration;
+
 use crate::domain::event::Entry;
 use crate::domain::ids::{RunId, WorkspaceId};
 use crate::domain::retention;
@@ -19,6 +21,9 @@ const FIRST_PAGE: i64 = 128;
 /// Bytes of events that are given at once, if it is not a single one: whoever stops reading keeps what
 /// it was given last.
 const PAGE_BYTES: usize = 32 * 1024;
+
+/// How long a cursor waits for another one that reads the store for the same run.
+const TURN: Duration = Duration::from_millis(250);
 
 /// A reader's place in a log.
 pub struct Cursor {
@@ -93,7 +98,8 @@ impl Cursor {
         if let Some(page) = shelf.page(place) {
             return Ok((Some(Next::Events(page)), limit));
         }
-        let _alone = self.watch.reading().await;
+        // Whoever reads may be stuck with a database that hangs: then nobody waits behind it.
+        let _alone = tokio::time::timeout(TURN, self.watch.reading()).await;
         if let Some(page) = shelf.page(place) {
             return Ok((Some(Next::Events(page)), limit));
         }
