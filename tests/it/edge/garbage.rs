@@ -44,6 +44,8 @@ enum Then {
     Bare,
     /// As `Answered`, or nothing: the client has not said all that it had announced.
     Dropped,
+    /// As `Answered`, and then the server closes: what follows on this connection may be anybody's.
+    Last,
 }
 
 /// Something to send.
@@ -128,17 +130,22 @@ async fn try_one(server: &Server, case: Case, report: &Report) {
         let said = said.as_ref().map(|s| (s.status, String::from_utf8_lossy(&s.body).into_owned()));
         format!("{}: {:?} was expected, and {said:?} came", case.name, case.then)
     });
+    if case.then == Then::Last {
+        let second = tokio::time::timeout(ANSWERED, wire.answer()).await;
+        let closed = matches!(second, Ok(None));
+        report.check(closed, || format!("{}: then came {second:?}", case.name));
+    }
 }
 
 fn is_as_expected(then: Then, said: Option<&Said>) -> bool {
     match (then, said) {
         (Then::Refused(status), Some(said)) => said.status == status && is_in_shape(said),
-        (Then::Answered | Then::Dropped, Some(said)) => is_in_shape(said),
+        (Then::Answered | Then::Dropped | Then::Last, Some(said)) => is_in_shape(said),
         (Then::Bare, Some(said)) => {
             matches!(said.status, 400..500) && (said.body.is_empty() || is_in_shape(said))
         }
         (Then::Bare | Then::Dropped, None) => true,
-        (Then::Refused(_) | Then::Answered, None) => false,
+        (Then::Refused(_) | Then::Answered | Then::Last, None) => false,
     }
 }
 

@@ -92,10 +92,15 @@ fn lengths() -> Vec<Case> {
         ),
         case("two lengths", asked(&["content-length: 13", "content-length: 14"], good), Then::Bare),
         case("a list of lengths", asked(&["content-length: 13, 14"], good), Then::Bare),
+        // RFC 9112, section 6.3: the chunks count, and the connection closes, so that the request which
+        // others may see behind the length is never answered.
         case(
             "a length and chunks",
-            asked(&["content-length: 4", chunked], "d\r\n{\"input\":\"x\"}\r\n0\r\n\r\n"),
-            Then::Bare,
+            asked(
+                &["content-length: 4", chunked],
+                "d\r\n{\"input\":\"x\"}\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+            ),
+            Then::Last,
         ),
         case("chunks that are none", asked(&[chunked], "hello\r\n"), Then::Dropped),
         case("a chunk without end", asked(&[chunked], "ffffffff\r\n{"), Then::Dropped),
