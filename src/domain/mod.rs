@@ -8,6 +8,7 @@
 //! [`fold`] turns a log back into a state, [`decide`] says what comes next, and [`mod@write`] says which
 //! events a decision leaves behind. [`answer`] does both for what people say, [`family`] is what a run
 //! and those that it calls are to each other, and [`fork`] says what a new run takes over from another.
+//! [`conversation`] is what is said over several runs.
 //! [`retention`] says how long all of it is kept, and [`egress`] where tools may reach.
 //!
 //! To add an event: add its struct and its line in [`event`], teach [`fold`] to read it (if it is a
@@ -15,6 +16,7 @@
 
 pub mod agent;
 pub mod answer;
+pub mod conversation;
 pub mod decide;
 pub mod depth;
 pub mod egress;

@@ -46,10 +46,15 @@ pub fn turns(folded: &Folded, plan: &Plan, step: i32) -> Vec<Turn> {
     if let Some(prompt) = plan.settings.system_prompt.as_ref().filter(|prompt| !prompt.is_empty()) {
         turns.push(Turn::System(prompt.clone()));
     }
+    let history = folded.history.without(0);
+    let instructs = |turn: &&Turn| matches!(turn, Turn::System(_));
+    turns.extend(history.clone().filter(instructs).cloned());
+    let said = history.filter(|turn| !instructs(turn)).cloned();
     let input = folded.input.messages();
     for message in input.iter().filter(|message| message.role == Role::System) {
         turns.push(Turn::System(message.content.text().into_owned()));
     }
+    turns.extend(said);
     for message in input {
         match message.role {
             Role::User => turns.push(Turn::User(message.content)),

@@ -407,7 +407,7 @@ impl Driver {
         self.rev.store(row.rev, Ordering::Relaxed);
         let unseen = self.lane.reopen(row.rev, run.record.last_seq, run.log_bytes);
         self.record = run.record;
-        self.folded = folded;
+        self.folded = folded.with_history(self.folded.history.clone());
         self.children.clear();
         if why == Closed::Rejected {
             let message = "The run wrote something that the database cannot keep.".to_owned();
