@@ -95,7 +95,8 @@ pub struct StepStarted {
     pub attempt: i32,
     /// The model.
     pub model: String,
-    /// Messages left out of what the model sees because they do not fit.
+    /// How many of the oldest messages of its conversation the model does not see in this step, because
+    /// they do not fit (`max_context_tokens`); the conversation keeps them. 0: it sees all.
     pub dropped_messages: i32,
     /// The share of `max_steps` used.
     pub progress_percent: u8,

@@ -113,6 +113,8 @@ pub struct Turn {
     pub model: String,
     /// When it began.
     pub started_at: Timestamp,
+    /// Messages of its conversation that the model does not see in it.
+    pub dropped_messages: i32,
     /// The event that opened the present attempt: what it showed comes after this `seq`.
     pub opened_seq: i32,
     /// What the model said, once it has.
@@ -307,6 +309,7 @@ impl Folded {
                     attempt: started.attempt,
                     model: started.model,
                     started_at: at,
+                    dropped_messages: started.dropped_messages,
                     opened_seq: seq,
                     message: None,
                     calls: Vec::new(),

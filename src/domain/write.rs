@@ -18,6 +18,7 @@ use super::plan::Plan;
 use super::run::{ActionType, RunResult, RunStatus};
 use super::time::Timestamp;
 use super::tool::{Effect, Tool};
+use super::transcript;
 use super::usage::Usage;
 
 /// An engine begins, or goes on after a pause. Nothing to say when it takes over from a crash.
@@ -43,7 +44,7 @@ pub fn step_started(folded: &Folded, plan: &Plan, step: i32) -> Vec<Event> {
         step,
         attempt: 1,
         model: plan.settings.model.clone(),
-        dropped_messages: 0,
+        dropped_messages: transcript::dropped(folded, plan, step),
         progress_percent: progress(step - 1, plan.settings.max_steps),
         status_message: format!("Calling {}", plan.settings.model),
     })];
