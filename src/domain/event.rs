@@ -113,6 +113,10 @@ pub struct StepRestarted {
     pub attempt: i32,
     /// Forget the step's text from this `seq` on.
     pub discard_from_seq: i32,
+    /// When the provider said that the prompt is too long: how many of the oldest messages of its
+    /// conversation the model does not see from this attempt on. Left out when that stays as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped_messages: Option<i32>,
 }
 
 /// A step is over.

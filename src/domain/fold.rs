@@ -323,6 +323,9 @@ impl Folded {
                 }
                 turn.attempt = restarted.attempt;
                 turn.opened_seq = seq;
+                if let Some(dropped) = restarted.dropped_messages {
+                    turn.dropped_messages = dropped;
+                }
             }
             Event::StepCompleted(end) => self.close(true, end).ok_or_else(unfit)?,
             Event::StepFailed(end) => self.close(false, end).ok_or_else(unfit)?,

@@ -68,19 +68,32 @@ pub fn dropped(folded: &Folded, plan: &Plan, step: i32) -> i32 {
 /// When the run's own turn is too long by itself.
 pub fn fit(folded: &Folded, plan: &Plan, step: i32) -> Result<i32, Overflow> {
     let history = &folded.history;
-    let Some(limit) = plan.max_prompt_tokens else { return Ok(history.older()) };
+    // What a provider did not take in one step, it does not take in the next.
+    let refused = folded.steps.last().map_or(0, |turn| turn.dropped_messages).min(history.end());
+    let Some(limit) = plan.max_prompt_tokens else { return Ok(refused.max(history.older())) };
     let tools: u64 = plan.specs().iter().map(tokens::of_tool).sum();
     let schema = plan.settings.output_schema.as_ref();
     let schema = schema.map_or(0, |schema| tokens::of_text(&schema.to_string()));
     let prompt = prompt(plan).as_ref().map_or(0, tokens::of_turn);
     let own = tools + schema + prompt + tokens::of_turns(&own(folded, plan, step));
-    // A run without an input answers the newest turn of its conversation.
-    let answered = history.turns().last().filter(|_| folded.input.is_empty());
-    let needed = own + answered.map_or(0, |turn| tokens::of_turns(turn));
+    let answered = history.turns().iter().rev().take(answered(folded));
+    let needed = own + answered.map(|turn| tokens::of_turns(turn)).sum::<u64>();
     if needed > limit {
         return Err(Overflow { tokens: needed, limit });
     }
-    Ok(window::dropped(history, limit - own))
+    Ok(window::dropped(history, limit - own).max(refused))
+}
+
+/// How many messages of its conversation are left out of the open step's next attempt, because the
+/// provider has said that its prompt is too long; `None` when nothing is left that can go.
+pub fn fewer(folded: &Folded) -> Option<i32> {
+    let dropped = folded.open_step()?.dropped_messages;
+    window::fewer(&folded.history, dropped, answered(folded))
+}
+
+/// How many turns of its conversation a run answers: without an input of its own, the newest.
+fn answered(folded: &Folded) -> usize {
+    usize::from(folded.input.is_empty())
 }
 
 fn prompt(plan: &Plan) -> Option<Turn> {

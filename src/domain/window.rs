@@ -51,3 +51,17 @@ pub fn dropped(history: &History, mut room: u64) -> i32 {
     }
     from
 }
+
+/// How many of the oldest messages are left out of the next try, when a provider has found a prompt too
+/// long that had all but the `dropped` oldest: half of the turns that it had go. `None`: it had no turn
+/// that can go, where the newest `kept` turns must stay.
+pub fn fewer(history: &History, dropped: i32, kept: usize) -> Option<i32> {
+    let mut at = history.older();
+    let ends = history.turns().iter().map(|turn| {
+        at = at.saturating_add(History::length(turn));
+        at
+    });
+    let shown: Vec<i32> = ends.filter(|end| *end > dropped).collect();
+    let can_go = shown.len().saturating_sub(kept);
+    can_go.div_ceil(2).checked_sub(1).and_then(|last| shown.get(last).copied())
+}

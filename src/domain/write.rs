@@ -68,7 +68,19 @@ pub fn step_restarted(turn: &Turn, attempt: i32) -> Event {
         step: turn.step,
         attempt,
         discard_from_seq: turn.opened_seq + 1,
+        dropped_messages: None,
     })
+}
+
+/// The open step's model is called again with a shorter prompt; `None` when nothing can go from it.
+pub fn step_shortened(folded: &Folded, attempt: i32) -> Option<Event> {
+    let turn = folded.open_step()?;
+    Some(Event::StepRestarted(StepRestarted {
+        step: turn.step,
+        attempt,
+        discard_from_seq: turn.opened_seq + 1,
+        dropped_messages: Some(transcript::fewer(folded)?),
+    }))
 }
 
 /// New ids for what a model's answer makes, and the time from which on it may be waited for.

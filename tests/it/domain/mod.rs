@@ -1,6 +1,8 @@
 //! The pure core under random engines: whatever an engine or a guest can write, the log folds, reads
 //! back to the same state, and makes a transcript that both wires accept.
 
+mod window;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
