@@ -197,7 +197,9 @@ impl Driver {
         if !ends && lets_go && self.in_flight.is_empty() {
             return Box::pin(self.let_go(now, None)).await.and(Err(Stop::Rest));
         }
-        if !ends && self.folded.status == RunStatus::Queued {
+        // A run may end at a limit before it has begun, and fails no sooner than it runs.
+        let begins = !ends || matches!(decision, Decision::End(Ending::Failed(_)));
+        if begins && self.folded.status == RunStatus::Queued {
             let started = write::started(&self.folded);
             self.tell(started)?;
             if matches!(decision, Decision::AwaitChildren(_)) {
