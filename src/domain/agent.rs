@@ -68,7 +68,12 @@ pub struct AgentSettings {
     /// Tokens (input and output, all steps) after which a run ends `incomplete`; overrun by at most one step.
     #[serde(default)]
     pub max_total_tokens: Option<u64>,
-    /// Reserved for conversations; must be null in this version.
+    /// Tokens that a prompt may have, as Stepwell estimates them: instructions, tools, what was said
+    /// before and what is said now. Before each model call the oldest whole turns of the conversation
+    /// are left out of what the model sees until the prompt fits (`dropped_messages` of `step.started`
+    /// says how many messages); the conversation keeps them. A turn that does not fit by itself fails
+    /// with `context_overflow`. Null: what the model takes less `max_output_tokens`, where the operator
+    /// has said it, else no limit.
     #[serde(default)]
     pub max_context_tokens: Option<u64>,
     /// A JSON Schema that the final answer must satisfy; the parsed answer is `result.output`.
@@ -289,9 +294,9 @@ pub fn check_numbers(n: &Numbers, p: &mut Problems) {
         "must be 1 to 2592000",
     );
     p.require(
-        n.max_context_tokens.is_none(),
+        n.max_context_tokens.is_none_or(|v| (1..=limits::MAX_CONTEXT_TOKENS).contains(&v)),
         "/max_context_tokens",
-        "is not supported in this version: leave it null",
+        "must be 1 to 100000000",
     );
 }
 

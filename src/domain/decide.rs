@@ -327,6 +327,9 @@ fn next_step(folded: &Folded, plan: &Plan) -> Decision {
         return incomplete(IncompleteReason::MaxTotalTokens);
     }
     let next = i32::try_from(steps).unwrap_or(i32::MAX).saturating_add(1);
+    if let Err(overflow) = transcript::fit(folded, plan, next) {
+        return Decision::End(Ending::Failed(overflow.run_error(plan)));
+    }
     if let Some(cap) = settings.max_cost_usd {
         let prompt = transcript::bytes(&transcript::turns(folded, plan, next), plan);
         // A cap needs a price; without one (it was taken out of the configuration since) nothing

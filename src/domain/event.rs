@@ -95,7 +95,8 @@ pub struct StepStarted {
     pub attempt: i32,
     /// The model.
     pub model: String,
-    /// Messages left out of what the model sees because they do not fit.
+    /// How many of the oldest messages of its conversation the model does not see in this step, because
+    /// they do not fit (`max_context_tokens`); the conversation keeps them. 0: it sees all.
     pub dropped_messages: i32,
     /// The share of `max_steps` used.
     pub progress_percent: u8,
@@ -112,6 +113,10 @@ pub struct StepRestarted {
     pub attempt: i32,
     /// Forget the step's text from this `seq` on.
     pub discard_from_seq: i32,
+    /// When the provider said that the prompt is too long: how many of the oldest messages of its
+    /// conversation the model does not see from this attempt on. Left out when that stays as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped_messages: Option<i32>,
 }
 
 /// A step is over.

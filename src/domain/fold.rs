@@ -4,8 +4,11 @@
 //! checks as it goes: an event that does not fit what came before is a [`FoldError`], which means a
 //! defect of ours and never a user's mistake.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
+use super::conversation::history::History;
 use super::event::{
     Approval, ApprovalDecision, Awaits, Entry, Event, MessageCompleted, RunEnded, SteeringInput,
     StepEnded, ToolCallCreated,
@@ -68,6 +71,9 @@ pub struct Folded {
     pub depth: u32,
     /// The model it is pinned to.
     pub model: String,
+    /// What was said in its conversation before it, which its log does not tell: empty unless
+    /// [`Folded::with_history`] says otherwise.
+    pub history: Arc<History>,
     /// What it was started with.
     pub input: Input,
     /// When it was created.
@@ -107,6 +113,8 @@ pub struct Turn {
     pub model: String,
     /// When it began.
     pub started_at: Timestamp,
+    /// Messages of its conversation that the model does not see in it.
+    pub dropped_messages: i32,
     /// The event that opened the present attempt: what it showed comes after this `seq`.
     pub opened_seq: i32,
     /// What the model said, once it has.
@@ -220,6 +228,7 @@ impl Folded {
             parent_run_id: queued.parent_run_id,
             depth: queued.depth,
             model: queued.model,
+            history: Arc::default(),
             input: queued.input,
             created_at: at,
             started_at: None,
@@ -238,6 +247,12 @@ impl Folded {
             folded.apply_entry(entry)?;
         }
         Ok(folded)
+    }
+
+    /// The same run behind what was said in its conversation before it.
+    #[must_use]
+    pub fn with_history(self, history: Arc<History>) -> Self {
+        Self { history, ..self }
     }
 
     /// Reads one more stored event. Deltas change nothing.
@@ -294,6 +309,7 @@ impl Folded {
                     attempt: started.attempt,
                     model: started.model,
                     started_at: at,
+                    dropped_messages: started.dropped_messages,
                     opened_seq: seq,
                     message: None,
                     calls: Vec::new(),
@@ -307,6 +323,9 @@ impl Folded {
                 }
                 turn.attempt = restarted.attempt;
                 turn.opened_seq = seq;
+                if let Some(dropped) = restarted.dropped_messages {
+                    turn.dropped_messages = dropped;
+                }
             }
             Event::StepCompleted(end) => self.close(true, end).ok_or_else(unfit)?,
             Event::StepFailed(end) => self.close(false, end).ok_or_else(unfit)?,

@@ -51,3 +51,5 @@ pub const MAX_INPUT_MESSAGES: usize = 1_000;
 pub const MAX_SCRIPT_TURNS: usize = 1_000;
 /// Tokens in one call beyond which a provider's count is taken for nonsense, and counted by us.
 pub const MAX_PLAUSIBLE_TOKENS: u64 = 100_000_000;
+/// Tokens that an agent's prompts may be given: beyond it no limit is meant.
+pub const MAX_CONTEXT_TOKENS: u64 = MAX_PLAUSIBLE_TOKENS;

@@ -227,6 +227,14 @@ impl Input {
         }
     }
 
+    /// Whether nothing is said in it: a run answers what its conversation holds already.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Messages(messages) => messages.is_empty(),
+        }
+    }
+
     /// The messages, whichever form was sent.
     pub fn messages(&self) -> Vec<InputMessage> {
         match self {

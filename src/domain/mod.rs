@@ -8,6 +8,8 @@
 //! [`fold`] turns a log back into a state, [`decide`] says what comes next, and [`mod@write`] says which
 //! events a decision leaves behind. [`answer`] does both for what people say, [`family`] is what a run
 //! and those that it calls are to each other, and [`fork`] says what a new run takes over from another.
+//! [`conversation`] is what is said over several runs, [`window`] how much of it a model sees, and
+//! [`tokens`] how that is measured.
 //! [`retention`] says how long all of it is kept, and [`egress`] where tools may reach.
 //!
 //! To add an event: add its struct and its line in [`event`], teach [`fold`] to read it (if it is a
@@ -15,6 +17,7 @@
 
 pub mod agent;
 pub mod answer;
+pub mod conversation;
 pub mod decide;
 pub mod depth;
 pub mod egress;
@@ -37,7 +40,9 @@ pub mod run;
 pub mod schema;
 pub mod step;
 pub mod time;
+pub mod tokens;
 pub mod tool;
 pub mod transcript;
 pub mod usage;
+pub mod window;
 pub mod write;

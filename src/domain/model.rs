@@ -56,7 +56,7 @@ pub struct Catalogue {
 pub struct ProviderFacts {
     /// By model; `*` for all others.
     pub prices: BTreeMap<String, Price>,
-    /// Tokens that its models read at most, where the operator said so.
+    /// Tokens that its models take, prompt and answer together, where the operator said so.
     pub context_tokens: Option<u64>,
 }
 
@@ -112,6 +112,11 @@ impl Catalogue {
     pub fn price(&self, model: &ModelName) -> Option<Price> {
         let prices = &self.providers.get(&model.provider)?.prices;
         prices.get(&model.model).or_else(|| prices.get("*")).copied()
+    }
+
+    /// The tokens that `model` takes, prompt and answer together, if the operator said so.
+    pub fn context_tokens(&self, model: &ModelName) -> Option<u64> {
+        self.providers.get(&model.provider)?.context_tokens
     }
 }
 
@@ -169,6 +174,13 @@ pub enum Turn {
         /// Whether the call failed.
         is_error: bool,
     },
+}
+
+impl Turn {
+    /// Whether it instructs the model.
+    pub const fn is_system(&self) -> bool {
+        matches!(self, Self::System(_))
+    }
 }
 
 /// A tool call inside an assistant turn.

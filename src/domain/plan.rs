@@ -24,6 +24,9 @@ pub struct Plan {
     pub model: Option<ModelName>,
     /// What the model costs, where the operator said so.
     pub price: Option<Price>,
+    /// The tokens that a prompt may have: the agent's `max_context_tokens`, or what the model takes less
+    /// the answer that it may give, if that is less. `None`: nobody said.
+    pub max_prompt_tokens: Option<u64>,
     /// The compiled `output_schema`.
     output: Option<Arc<Schema>>,
     /// The compiled schemas of the tools' arguments.
@@ -38,6 +41,9 @@ impl Plan {
     pub fn new(settings: AgentSettings, catalogue: &Catalogue) -> Self {
         let model = ModelName::parse(&settings.model);
         let price = model.as_ref().and_then(|model| catalogue.price(model));
+        let taken = model.as_ref().and_then(|model| catalogue.context_tokens(model));
+        let room = taken.map(|all| all.saturating_sub(u64::from(settings.max_output_tokens)));
+        let max_prompt_tokens = settings.max_context_tokens.into_iter().chain(room).min();
         let output = settings.output_schema.as_ref().and_then(|s| Schema::compile(s).ok());
         let output = output.map(Arc::new);
         let compile = |tool: &Tool| {
@@ -45,7 +51,7 @@ impl Plan {
             Some((tool.name().to_owned(), Arc::new(schema)))
         };
         let arguments = settings.tools.iter().filter_map(compile).collect();
-        Self { settings, model, price, output, arguments, discovered: None }
+        Self { settings, model, price, max_prompt_tokens, output, arguments, discovered: None }
     }
 
     /// The tools of the agent that name MCP servers.

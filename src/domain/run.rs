@@ -214,7 +214,7 @@ pub enum RunErrorCode {
     ToolError,
     /// The final answer did not satisfy `output_schema`, twice.
     OutputInvalid,
-    /// The messages do not fit the model.
+    /// The prompt does not fit the model, or `max_context_tokens`, even without what was said before.
     ContextOverflow,
     /// The run took its server down three times.
     Poisoned,
@@ -482,7 +482,7 @@ pub struct RunConfig {
     /// A lower limit than the agent's (the smaller wins).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_total_tokens: Option<u64>,
-    /// Reserved for conversations; must be null in this version.
+    /// A lower limit than the agent's (the smaller wins).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_context_tokens: Option<u64>,
     /// A JSON Schema that the final answer must satisfy.
@@ -558,6 +558,7 @@ impl RunConfig {
         s.timeout_seconds = s.timeout_seconds.min(self.timeout_seconds.unwrap_or(u64::MAX));
         s.max_cost_usd = lower(s.max_cost_usd, self.max_cost_usd);
         s.max_total_tokens = lower(s.max_total_tokens, self.max_total_tokens);
+        s.max_context_tokens = lower(s.max_context_tokens, self.max_context_tokens);
         s
     }
 

@@ -4,9 +4,11 @@
 //! turns right behind it, and no turn is empty.
 
 use super::fold::{CallState, Folded, Turn as StepTurn};
-use super::message::{Content, Role};
+use super::message::{Content, Input, Role};
 use super::model::{CallTurn, FinishReason, ModelRequest, ToolChoice, Turn};
 use super::plan::Plan;
+use super::tokens;
+use super::window::{self, Overflow};
 
 /// What the model gets to read for a call in which no answer is outstanding.
 const NO_ANSWER: &str = "No answer came back.";
@@ -40,26 +42,80 @@ pub fn request(folded: &Folded, plan: &Plan, step: i32, attempt: i32) -> ModelRe
     }
 }
 
-/// The transcript that the model reads in step number `step`.
+/// The transcript that the model reads in step number `step`: instructions first, then what of its
+/// conversation's history fits, then the run's own turn.
 pub fn turns(folded: &Folded, plan: &Plan, step: i32) -> Vec<Turn> {
+    let history = folded.history.without(dropped(folded, plan, step)).cloned();
+    let prompt = prompt(plan).into_iter();
+    let (mut turns, said): (Vec<Turn>, Vec<Turn>) =
+        prompt.chain(history).chain(own(folded, plan, step)).partition(Turn::is_system);
+    turns.extend(said);
+    turns
+}
+
+/// How many messages of its conversation the model does not see in step number `step`. What was settled
+/// when the step began stays, whatever was configured or has been learnt since.
+pub fn dropped(folded: &Folded, plan: &Plan, step: i32) -> i32 {
+    match folded.open_step().filter(|turn| turn.step == step) {
+        Some(turn) => turn.dropped_messages,
+        None => fit(folded, plan, step).unwrap_or_else(|_| folded.history.end()),
+    }
+}
+
+/// How many messages of its conversation must be left out of step number `step`, which has not begun.
+///
+/// # Errors
+/// When the run's own turn is too long by itself.
+pub fn fit(folded: &Folded, plan: &Plan, step: i32) -> Result<i32, Overflow> {
+    let history = &folded.history;
+    // What a provider did not take in one step, it does not take in the next.
+    let refused = folded.steps.last().map_or(0, |turn| turn.dropped_messages).min(history.end());
+    let Some(limit) = plan.max_prompt_tokens else { return Ok(refused.max(history.older())) };
+    let tools: u64 = plan.specs().iter().map(tokens::of_tool).sum();
+    let schema = plan.settings.output_schema.as_ref();
+    let schema = schema.map_or(0, |schema| tokens::of_text(&schema.to_string()));
+    let prompt = prompt(plan).as_ref().map_or(0, tokens::of_turn);
+    let own = tools + schema + prompt + tokens::of_turns(&own(folded, plan, step));
+    let answered = history.turns().iter().rev().take(answered(folded));
+    let needed = own + answered.map(|turn| tokens::of_turns(turn)).sum::<u64>();
+    if needed > limit {
+        return Err(Overflow { tokens: needed, limit });
+    }
+    Ok(window::dropped(history, limit - own).max(refused))
+}
+
+/// How many messages of its conversation are left out of the open step's next attempt, because the
+/// provider has said that its prompt is too long; `None` when nothing is left that can go.
+pub fn fewer(folded: &Folded) -> Option<i32> {
+    let dropped = folded.open_step()?.dropped_messages;
+    window::fewer(&folded.history, dropped, answered(folded))
+}
+
+/// How many turns of its conversation a run answers: without an input of its own, the newest.
+fn answered(folded: &Folded) -> usize {
+    usize::from(folded.input.is_empty())
+}
+
+fn prompt(plan: &Plan) -> Option<Turn> {
+    let prompt = plan.settings.system_prompt.as_ref().filter(|prompt| !prompt.is_empty());
+    prompt.cloned().map(Turn::System)
+}
+
+/// The run's own turn: what it was started with, and what was said in its steps.
+fn own(folded: &Folded, plan: &Plan, step: i32) -> Vec<Turn> {
     let mut turns = Vec::new();
-    if let Some(prompt) = plan.settings.system_prompt.as_ref().filter(|prompt| !prompt.is_empty()) {
-        turns.push(Turn::System(prompt.clone()));
-    }
-    let input = folded.input.messages();
-    for message in input.iter().filter(|message| message.role == Role::System) {
-        turns.push(Turn::System(message.content.text().into_owned()));
-    }
-    for message in input {
+    let input = Some(&folded.input).filter(|input| !input.is_empty());
+    for message in input.map(Input::messages).unwrap_or_default() {
         match message.role {
+            Role::System => turns.push(Turn::System(message.content.text().into_owned())),
             Role::User => turns.push(Turn::User(message.content)),
             Role::Assistant => turns.push(Turn::Assistant {
                 content: message.content,
                 provider_state: None,
                 tool_calls: Vec::new(),
             }),
-            // System messages stand in front; tool messages are refused in an input.
-            Role::System | Role::Tool => {}
+            // Refused in an input.
+            Role::Tool => {}
         }
     }
     for turn in folded.steps.iter().filter(|turn| turn.step < step) {
@@ -76,9 +132,11 @@ pub fn turns(folded: &Folded, plan: &Plan, step: i32) -> Vec<Turn> {
     turns
 }
 
-/// What was said from outside before this step.
+/// What was said from outside before this step; a step that has not begun reads all that no other did.
 fn steered(folded: &Folded, step: i32, turns: &mut Vec<Turn>) {
-    for steering in folded.steering.iter().filter(|s| s.applied_in == Some(step)) {
+    let is_next = folded.steps.last().is_none_or(|last| last.step < step);
+    let reads = |applied_in: Option<i32>| applied_in.map_or(is_next, |in_step| in_step == step);
+    for steering in folded.steering.iter().filter(|s| reads(s.applied_in)) {
         turns.push(Turn::User(steering.input.content.clone()));
     }
 }

@@ -18,6 +18,7 @@ use super::plan::Plan;
 use super::run::{ActionType, RunResult, RunStatus};
 use super::time::Timestamp;
 use super::tool::{Effect, Tool};
+use super::transcript;
 use super::usage::Usage;
 
 /// An engine begins, or goes on after a pause. Nothing to say when it takes over from a crash.
@@ -43,7 +44,7 @@ pub fn step_started(folded: &Folded, plan: &Plan, step: i32) -> Vec<Event> {
         step,
         attempt: 1,
         model: plan.settings.model.clone(),
-        dropped_messages: 0,
+        dropped_messages: transcript::dropped(folded, plan, step),
         progress_percent: progress(step - 1, plan.settings.max_steps),
         status_message: format!("Calling {}", plan.settings.model),
     })];
@@ -67,7 +68,19 @@ pub fn step_restarted(turn: &Turn, attempt: i32) -> Event {
         step: turn.step,
         attempt,
         discard_from_seq: turn.opened_seq + 1,
+        dropped_messages: None,
     })
+}
+
+/// The open step's model is called again with a shorter prompt; `None` when nothing can go from it.
+pub fn step_shortened(folded: &Folded, attempt: i32) -> Option<Event> {
+    let turn = folded.open_step()?;
+    Some(Event::StepRestarted(StepRestarted {
+        step: turn.step,
+        attempt,
+        discard_from_seq: turn.opened_seq + 1,
+        dropped_messages: Some(transcript::fewer(folded)?),
+    }))
 }
 
 /// New ids for what a model's answer makes, and the time from which on it may be waited for.

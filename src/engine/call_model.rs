@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::domain::decide::Ending;
-use crate::domain::event::EventType;
+use crate::domain::event::{Event, EventType};
 use crate::domain::limits;
 use crate::domain::model::ModelAnswer;
 use crate::domain::retry::{FailureKind, ModelFailure, Verdict, verdict};
@@ -67,6 +67,17 @@ impl Driver {
                 }
                 Waited::Answered(Err(failure)) => failure,
             };
+            if let Some(shorter) = self.shortened(&failure, attempt + 1) {
+                tracing::warn!(
+                    run_id = %self.run_id(), step, attempt, provider,
+                    "a prompt was too long for the model: older messages are left out; \
+                     context_tokens of the provider would save the call"
+                );
+                self.tell(vec![shorter])?;
+                attempt += 1;
+                shown_from = self.lane.next_seq();
+                continue;
+            }
             failures += 1;
             tracing::warn!(
                 run_id = %self.run_id(), step, attempt, provider,
@@ -93,6 +104,13 @@ impl Driver {
             }
             shown_from = self.lane.next_seq();
         }
+    }
+
+    /// What opens the step again with a shorter prompt, where that can help. It is no retry: no prompt is
+    /// sent twice, and it ends when nothing is left that can go.
+    fn shortened(&self, failure: &ModelFailure, attempt: i32) -> Option<Event> {
+        let helps = failure.kind == FailureKind::ContextOverflow;
+        helps.then(|| write::step_shortened(&self.folded, attempt)).flatten()
     }
 
     fn judge(

@@ -197,7 +197,9 @@ impl Driver {
         if !ends && lets_go && self.in_flight.is_empty() {
             return Box::pin(self.let_go(now, None)).await.and(Err(Stop::Rest));
         }
-        if !ends && self.folded.status == RunStatus::Queued {
+        // A run may end at a limit before it has begun, and fails no sooner than it runs.
+        let begins = !ends || matches!(decision, Decision::End(Ending::Failed(_)));
+        if begins && self.folded.status == RunStatus::Queued {
             let started = write::started(&self.folded);
             self.tell(started)?;
             if matches!(decision, Decision::AwaitChildren(_)) {
@@ -407,7 +409,7 @@ impl Driver {
         self.rev.store(row.rev, Ordering::Relaxed);
         let unseen = self.lane.reopen(row.rev, run.record.last_seq, run.log_bytes);
         self.record = run.record;
-        self.folded = folded;
+        self.folded = folded.with_history(self.folded.history.clone());
         self.children.clear();
         if why == Closed::Rejected {
             let message = "The run wrote something that the database cannot keep.".to_owned();

@@ -78,7 +78,8 @@ impl Fault {
     fn context_overflow() -> Self {
         Self::new(
             FailureKind::ContextOverflow,
-            "says that the conversation is longer than the model reads",
+            "says that the prompt is longer than the model reads: send less, lower \
+             max_output_tokens, or use a model that reads more",
         )
     }
 }
@@ -175,12 +176,19 @@ impl Told {
     }
 }
 
-/// How providers say that a prompt is too long: OpenAI and vLLM, Anthropic (two ways), llama.cpp.
-const TOO_LONG: [&str; 4] = [
+/// How providers say that a prompt is too long: OpenAI (three ways), vLLM and many others; Anthropic (two
+/// ways); llama.cpp; Gemini; xAI; Bedrock; LM Studio.
+const TOO_LONG: [&str; 10] = [
     "maximum context length",
+    "exceeds the context window",
+    "reduce the length of the messages",
     "prompt is too long",
     "exceed context limit",
     "exceeds the available context size",
+    "input token count",
+    "maximum prompt length",
+    "input is too long for requested model",
+    "context length of only",
 ];
 
 /// How long the provider asks to be left alone: `retry-after-ms`, or `retry-after` in seconds or as
@@ -241,6 +249,10 @@ mod tests {
                 "message": "prompt is too long: 9 tokens > 8 maximum"}}),
             json!({"object": "error", "message": "… maximum context length …", "code": 400}),
             json!([{"error": {"code": 400, "message": "maximum context length"}}]),
+            json!({"error": {"message": "Your input exceeds the context window of this model."}}),
+            json!([{"error": {"code": 400, "status": "INVALID_ARGUMENT", "message":
+                "The input token count (9) exceeds the maximum number of tokens allowed (8)."}}]),
+            json!({"error": "This model's maximum prompt length is 8 but the request contains 9 tokens."}),
         ] {
             assert_eq!(of(400, error.clone()), FailureKind::ContextOverflow, "{error}");
             assert_eq!(Fault::in_stream(&Told::of(&error)).kind, FailureKind::ContextOverflow);

@@ -1,16 +1,12 @@
 //! Counting tokens where nobody else did.
 
 use crate::domain::model::{ModelAnswer, ModelRequest, Turn};
+use crate::domain::tokens;
 use crate::domain::usage::Usage;
 
 /// Words of a text: what the built-in models call tokens.
 pub(super) fn words(text: &str) -> u64 {
     text.split_whitespace().count() as u64
-}
-
-/// A guess at the tokens of a text: a token has about four bytes, and no word has none.
-fn guess(text: &str) -> u64 {
-    words(text).max((text.len() as u64).div_ceil(4))
 }
 
 /// What a call used, counted in words.
@@ -20,7 +16,7 @@ pub(super) fn in_words(request: &ModelRequest, answer: &ModelAnswer) -> Usage {
 
 /// What a call used, where the provider did not say so plausibly.
 pub(super) fn guessed(request: &ModelRequest, answer: &ModelAnswer) -> Usage {
-    count(request, answer, guess)
+    count(request, answer, tokens::of_text)
 }
 
 fn count(request: &ModelRequest, answer: &ModelAnswer, of: fn(&str) -> u64) -> Usage {

@@ -144,13 +144,14 @@ fn settings() -> Object {
 }
 
 fn set_bounds(object: &mut Object) {
-    use crate::domain::limits::{MAX_STEPS, MAX_TIMEOUT_SECONDS};
+    use crate::domain::limits::{MAX_CONTEXT_TOKENS, MAX_STEPS, MAX_TIMEOUT_SECONDS};
     let bounds = [
         ("temperature", 0, 2),
         ("top_p", 0, 1),
         ("max_output_tokens", 1, 10_000_000),
         ("max_steps", 1, MAX_STEPS as usize),
         ("timeout_seconds", 1, usize::try_from(MAX_TIMEOUT_SECONDS).unwrap_or(usize::MAX)),
+        ("max_context_tokens", 1, usize::try_from(MAX_CONTEXT_TOKENS).unwrap_or(usize::MAX)),
     ];
     for (name, minimum, maximum) in bounds {
         if let Some(RefOr::T(Schema::Object(field))) = object.properties.get_mut(name) {

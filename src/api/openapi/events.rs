@@ -148,7 +148,11 @@ fn event(word: &str, own: RefOr<Schema>) -> RefOr<Schema> {
         object.description = own.description;
         object.properties.extend(own.properties);
     }
-    let always = object.properties.keys().filter(|name| !MAY_BE_LEFT_OUT.contains(&name.as_str()));
+    let may_be_left_out = |name: &str| {
+        // What `step.started` always says, `step.restarted` says when it changes.
+        MAY_BE_LEFT_OUT.contains(&name) || (word, name) == ("step.restarted", "dropped_messages")
+    };
+    let always = object.properties.keys().filter(|name| !may_be_left_out(name));
     object.required = always.cloned().collect();
     object.into()
 }

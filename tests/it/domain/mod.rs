@@ -1,7 +1,10 @@
 //! The pure core under random engines: whatever an engine or a guest can write, the log folds, reads
 //! back to the same state, and makes a transcript that both wires accept.
 
+mod window;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -9,6 +12,7 @@ use serde_json::{Value, json};
 use stepwell::clock::Clock;
 use stepwell::domain::agent::AgentSettings;
 use stepwell::domain::answer::{self, Report, Said, Verdict};
+use stepwell::domain::conversation::history::History;
 use stepwell::domain::decide::{Decision, Ending, Now, decide};
 use stepwell::domain::event::{
     ApprovalDecision, Entry, Event, EventType, RunQueued, StatusChanged,
@@ -16,7 +20,9 @@ use stepwell::domain::event::{
 use stepwell::domain::fold::Folded;
 use stepwell::domain::ids::{CallId, RunId};
 use stepwell::domain::message::{Content, Input};
-use stepwell::domain::model::{Catalogue, FinishReason, ModelAnswer, RequestedCall};
+use stepwell::domain::model::{
+    CallTurn, Catalogue, FinishReason, ModelAnswer, RequestedCall, Turn,
+};
 use stepwell::domain::plan::Plan;
 use stepwell::domain::run::{ActionType, RunError, RunErrorCode, RunStatus};
 use stepwell::domain::time::Timestamp;
@@ -50,6 +56,7 @@ struct Simulation {
     answers: usize,
     expired: usize,
     unknown: usize,
+    shortened: usize,
 }
 
 fn settings(dice: &mut Dice) -> AgentSettings {
@@ -68,6 +75,7 @@ fn settings(dice: &mut Dice) -> AgentSettings {
         ],
         "max_steps": 1 + dice.roll(5),
         "timeout_seconds": 30,
+        "max_context_tokens": match dice.roll(8) { 0 => json!(1_000), 1 => json!(300), 2 => json!(10), _ => Value::Null },
         "max_total_tokens": if dice.roll(4) == 0 { json!(40) } else { Value::Null },
         "output_schema": if dice.roll(4) == 0 { schema } else { Value::Null },
     });
@@ -88,6 +96,36 @@ fn input(dice: &mut Dice) -> Input {
     serde_json::from_value(value).expect("input")
 }
 
+/// What was said in its conversation before it.
+fn history(dice: &mut Dice) -> Arc<History> {
+    let older = i32::from(dice.roll(3));
+    let said = |text: String| Content::Text(text);
+    let turn = |n: u8| {
+        let call_id = format!("call_{n}");
+        let call = CallTurn { call_id, tool: "echo".to_owned(), arguments: json!({"text": n}) };
+        [
+            Turn::User(said(format!("And {n}?"))),
+            Turn::Assistant {
+                content: said(String::new()),
+                provider_state: None,
+                tool_calls: vec![call.clone()],
+            },
+            Turn::Tool {
+                call_id: call.call_id,
+                tool: call.tool,
+                content: "x".repeat(usize::from(n) * 50),
+                is_error: n == 2,
+            },
+            Turn::Assistant {
+                content: said(format!("It is {n}.")),
+                provider_state: None,
+                tool_calls: Vec::new(),
+            },
+        ]
+    };
+    Arc::new(History::new(older, (0..dice.roll(6)).flat_map(turn)))
+}
+
 impl Simulation {
     fn new(dice: &mut Dice) -> Self {
         let now = Timestamp::from_millis(1_795_340_613_000);
@@ -106,7 +144,7 @@ impl Simulation {
             depth: 0,
         });
         let first = queued.entry(run_id, 1, now).expect("entry");
-        let folded = Folded::read([&first]).expect("fold");
+        let folded = Folded::read([&first]).expect("fold").with_history(history(dice));
         let log = vec![first];
         let in_flight = HashSet::new();
         Self {
@@ -123,6 +161,7 @@ impl Simulation {
             answers: 0,
             expired: 0,
             unknown: 0,
+            shortened: 0,
         }
     }
 
@@ -141,6 +180,7 @@ impl Simulation {
     /// What a driver on another node, or after a restart, makes of the same log.
     fn assert_replay(&self) {
         let again = Folded::read(&self.log).expect("what is written reads back");
+        let again = again.with_history(self.folded.history.clone());
         assert_eq!(again, self.folded, "replay is stable");
     }
 
@@ -192,6 +232,12 @@ impl Simulation {
                 self.push(write::ended(&self.folded, Ending::Failed(error), self.now));
             }
             1 => self.push(vec![write::step_restarted(&turn, turn.attempt + 1)]),
+            2 if !self.folded.history.turns().is_empty() => {
+                // The provider says that the prompt is too long.
+                let shorter = write::step_shortened(&self.folded, turn.attempt + 1);
+                self.shortened += usize::from(shorter.is_some());
+                self.push(shorter.into_iter().collect());
+            }
             _ => {
                 let answer = self.answer(dice);
                 let mut ids = self.clock.clone();
@@ -326,7 +372,8 @@ impl Simulation {
         };
         let decision = decide(&self.folded, &self.plan, &circumstances);
         let ends = matches!(decision, Decision::Done | Decision::End(_));
-        if !ends && self.folded.status == RunStatus::Queued {
+        let begins = !ends || matches!(decision, Decision::End(Ending::Failed(_)));
+        if begins && self.folded.status == RunStatus::Queued {
             self.push(write::started(&self.folded));
         }
         match decision {
@@ -417,6 +464,7 @@ fn the_random_engines_really_meet_every_kind_of_end_and_disturbance() {
     let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
     let (mut requests, mut crashes, mut guests) = (0, 0, 0);
     let (mut answers, mut expired, mut unknown) = (0, 0, 0);
+    let (mut shortened, mut dropped, mut overflows) = (0, 0, 0);
     let mut state = 7_u64;
     for _ in 0..10_000 {
         let bytes = (0..300).map(|_| {
@@ -431,6 +479,14 @@ fn the_random_engines_really_meet_every_kind_of_end_and_disturbance() {
         answers += run.answers;
         expired += run.expired;
         unknown += run.unknown;
+        shortened += run.shortened;
+        let steps = &run.folded.steps;
+        let from = steps.iter().map(|turn| turn.dropped_messages).collect::<Vec<_>>();
+        assert!(from.is_sorted(), "what is left out of a step does not come back: {from:?}");
+        let older = run.folded.history.older();
+        dropped += from.iter().filter(|n| **n > older && **n < run.folded.history.end()).count();
+        let error = run.folded.ended.as_ref().and_then(|(end, _)| end.error.as_ref());
+        overflows += usize::from(error.is_some_and(|e| e.code == RunErrorCode::ContextOverflow));
     }
     for end in ["completed", "incomplete", "failed", "cancelled", "expired"] {
         assert!(ends.get(end).is_some_and(|n| *n >= 10), "{end}: {ends:?}");
@@ -440,6 +496,13 @@ fn the_random_engines_really_meet_every_kind_of_end_and_disturbance() {
         "{requests} requests, {crashes} crashes, {guests} guests, {answers} answers, {expired} expired, {unknown} unknown"
     );
     assert!(answers > 1_000 && expired > 200 && unknown > 20, "{answers} {expired} {unknown}");
+    println!(
+        "{shortened} prompts shortened, {dropped} steps without the oldest, {overflows} overflows"
+    );
+    assert!(
+        shortened > 200 && dropped > 200 && overflows > 200,
+        "{shortened} {dropped} {overflows}"
+    );
 }
 
 #[test]

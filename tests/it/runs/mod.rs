@@ -7,6 +7,7 @@ mod follow;
 mod idempotency;
 mod recover;
 mod retention;
+mod window;
 mod wires;
 
 use serde_json::{Value, json};

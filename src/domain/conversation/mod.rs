@@ -1,0 +1,3 @@
+//! Conversations: what is said over several runs.
+
+pub mod history;
