@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::domain::ids::{CallId, MessageId, RunId};
+use crate::domain::ids::{CallId, ConversationId, MessageId, RunId};
 use crate::domain::time::Timestamp;
 use crate::domain::write::NewIds;
 
@@ -61,6 +61,11 @@ impl Clock {
     /// A new run id.
     pub fn run_id(&self) -> RunId {
         RunId::from_uuid(self.uuid())
+    }
+
+    /// A new conversation id.
+    pub fn conversation_id(&self) -> ConversationId {
+        ConversationId::from_uuid(self.uuid())
     }
 }
 

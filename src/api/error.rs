@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::app::AppError;
+use crate::domain::conversation::Refusal;
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])* $code:ident = $status:ident, $retry:literal, $action:literal;)*) => {
@@ -256,10 +257,18 @@ impl From<AppError> for ApiError {
             AppError::VersionConflict { .. } => ErrorCode::VersionConflict,
             AppError::RunActive { .. } => ErrorCode::RunActive,
             AppError::RunEnded { .. } => ErrorCode::RunEnded,
+            AppError::Conversation { refusal, .. } => match refusal {
+                Refusal::Busy { .. } | Refusal::Full { .. } => ErrorCode::ConversationBusy,
+                Refusal::Closed => ErrorCode::ConversationClosed,
+                Refusal::Expired => ErrorCode::ConversationExpired,
+                Refusal::Spent { .. } => ErrorCode::BudgetExhausted,
+                Refusal::TooLong | Refusal::NothingToAnswer => ErrorCode::ValidationFailed,
+            },
             AppError::AlreadyDecided(_) => ErrorCode::AlreadyDecided,
             AppError::Invalid(_) => ErrorCode::ValidationFailed,
             AppError::DestinationNotAllowed(_) => ErrorCode::DestinationNotAllowed,
             AppError::UnknownField { .. } => ErrorCode::UnknownField,
+            AppError::UnknownCursor => ErrorCode::InvalidCursor,
             AppError::KeyReused => ErrorCode::IdempotencyKeyReused,
             AppError::Contended => ErrorCode::Unavailable,
             AppError::Store(store) if store.is_passing() => ErrorCode::StorageUnavailable,

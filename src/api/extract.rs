@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::app::{AppError, reading};
 use crate::domain::depth::is_too_deep;
-use crate::domain::ids::{AgentId, RunId};
+use crate::domain::ids::{AgentId, ConversationId, RunId};
 use crate::domain::limits::MAX_DEPTH;
 
 use super::edge::Noted;
@@ -59,6 +59,15 @@ impl JsonBody {
     /// `invalid_json`, `unknown_field`, `validation_failed`.
     pub fn read<T: DeserializeOwned>(self) -> Result<T, ApiError> {
         Ok(reading::read(self.document()?)?)
+    }
+
+    /// Reads the body; nothing is an empty object.
+    ///
+    /// # Errors
+    /// `unknown_field`, `validation_failed`.
+    pub fn read_or_empty<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        let value = if self.value.is_null() { Value::Object(Map::new()) } else { self.value };
+        Ok(reading::read(value)?)
     }
 
     /// The body, which must be there.
@@ -174,6 +183,10 @@ pub trait Named: FromStr {
 
 impl Named for AgentId {
     const WHAT: &'static str = "agent";
+}
+
+impl Named for ConversationId {
+    const WHAT: &'static str = "conversation";
 }
 
 impl Named for RunId {

@@ -8,7 +8,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::agent::Agent;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, CallId, RunId};
+use crate::domain::conversation::ConversationView;
+use crate::domain::conversation::message::Message;
+use crate::domain::ids::{AgentId, CallId, ConversationId, MessageId, RunId};
 use crate::domain::page::{From, Listed, Order, Page};
 use crate::domain::run::{OpenApproval, Run};
 use crate::domain::step::Step;
@@ -127,6 +129,10 @@ lists! {
     RunList(Run, RunId, |run| run.run_id);
     /// A page of approvals that nobody has decided yet.
     ApprovalList(OpenApproval, CallId, |approval| approval.call_id);
+    /// A page of conversations.
+    ConversationList(ConversationView, ConversationId, |conversation| conversation.conversation_id);
+    /// A page of a conversation's messages.
+    MessageList(Message, MessageId, |message| message.message_id);
     /// A page of a run's steps.
     StepList(Step, i32, |step| step.step);
 }

@@ -222,12 +222,7 @@ fn open(
     if record.row.status.is_final() && after == record.last_seq {
         return Ok(None);
     }
-    let place = state.streams.open(caller.workspace_id).ok_or_else(|| {
-        ApiError::new(
-            super::ErrorCode::Overloaded,
-            "There are as many open event streams as there may be.",
-        )
-    })?;
+    let place = state.streams.open(caller.workspace_id).ok_or_else(sse::no_place)?;
     let (state, caller, run_id) = (state.clone(), caller.clone(), record.row.run_id);
     Ok(Some(EventStream { state, caller, run_id, after, filter, place, on_disconnect: None }))
 }

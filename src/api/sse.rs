@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::io::Write as _;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,7 +15,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use utoipa::ToSchema;
 
 use crate::app::Caller;
@@ -29,6 +30,9 @@ use super::{ApiError, ApiState, query};
 /// After so much silence a comment is sent: proxies close what looks dead, and a write is how a
 /// dead client is noticed.
 const SILENCE: Duration = Duration::from_secs(15);
+
+/// Between two looks at a clock that has fired, at least.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Which types of events a reader wants, as bits by [`EventType::code`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +68,7 @@ impl EventFilter {
     }
 
     /// Final events pass every filter: they are how a reader knows that it is over.
-    fn lets(self, event_type: EventType) -> bool {
+    pub fn lets(self, event_type: EventType) -> bool {
         self.0 & bit(event_type) != 0 || event_type.is_final()
     }
 }
@@ -214,7 +218,7 @@ impl EventStream {
                         }
                         if now >= last_sent + SILENCE {
                             last_sent = now;
-                            yield Ok(Bytes::from_static(b":\n\n"));
+                            yield Ok(comment());
                         }
                         timer.as_mut().reset((last_sent + SILENCE).min(rotate_at));
                     }
@@ -255,6 +259,62 @@ enum Woken {
     Timer,
 }
 
+/// Something to read when there is nothing to say.
+pub const fn comment() -> Bytes {
+    Bytes::from_static(b":\n\n")
+}
+
+/// What a stream gets for which there is no room.
+pub fn no_place() -> ApiError {
+    ApiError::new(
+        super::ErrorCode::Overloaded,
+        "There are as many open event streams as there may be.",
+    )
+}
+
+/// When a stream has been silent for too long, and when it has been open for long enough. One timer,
+/// looked at when it fires, and not moved at every event.
+pub struct Pace {
+    last_sent: Instant,
+    rotate_at: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Pace {
+    /// Of a stream that begins now and may be open for so long.
+    pub fn new(lifetime: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            last_sent: now,
+            rotate_at: now + lifetime,
+            timer: Box::pin(tokio::time::sleep_until(now + SILENCE)),
+        }
+    }
+
+    /// Resolves when it is time to look.
+    pub async fn tick(&mut self) {
+        self.timer.as_mut().await;
+        let next = Instant::now().max(self.last_sent + SILENCE).min(self.rotate_at);
+        // Never in the past, where it would fire for ever.
+        self.timer.as_mut().reset(next.max(Instant::now() + TICK));
+    }
+
+    /// Something was sent.
+    pub fn sent(&mut self) {
+        self.last_sent = Instant::now();
+    }
+
+    /// Whether a comment is due.
+    pub fn is_silent(&self) -> bool {
+        self.last_sent.elapsed() >= SILENCE
+    }
+
+    /// Whether the stream has been open for long enough.
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.rotate_at
+    }
+}
+
 /// A stream that cannot begin now, with a cursor to come back with. An error would tell the same, but
 /// a browser's `EventSource` gives up for good on one.
 pub fn come_back(chance: f64, after: i32) -> Response {
@@ -263,7 +323,8 @@ pub fn come_back(chance: f64, after: i32) -> Response {
     stream_of(Body::from(chunk))
 }
 
-fn stream_of(body: Body) -> Response {
+/// The answer whose body is a stream.
+pub fn stream_of(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -273,21 +334,21 @@ fn stream_of(body: Body) -> Response {
 }
 
 /// The first bytes: when to come back, different for everyone, and something to read at once.
-fn hello(chance: f64) -> Bytes {
+pub fn hello(chance: f64) -> Bytes {
     let retry = 1_000 + (chance * 2_000.0) as u32;
     Bytes::from(format!("retry: {retry}\n: stepwell\n\n"))
 }
 
 /// What stands for events that retention took: no id, for it is no entry of the log. Passes every
 /// filter: nobody is to take what is left for all that there was.
-fn gap(Gap { from_seq, to_seq }: Gap) -> Bytes {
+pub fn gap(Gap { from_seq, to_seq }: Gap) -> Bytes {
     Bytes::from(format!(
         "event: stream.gap\ndata: {{\"type\":\"stream.gap\",\"from_seq\":{from_seq},\"to_seq\":{to_seq},\"reason\":\"compacted\"}}\n\n"
     ))
 }
 
 /// The last event of a stream that the server ends: no id, for it is no entry of the log.
-fn end(out: &mut Vec<u8>, reason: StreamEndReason, last_seq: i32) {
+pub fn end(out: &mut Vec<u8>, reason: StreamEndReason, last_seq: i32) {
     let reason = reason.as_str();
     let _ = write!(
         out,

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::domain::conversation::{MAX_MESSAGES, MAX_WAITING, Refusal};
 use crate::domain::fold::FoldError;
-use crate::domain::ids::{AgentId, CallId, RunId};
+use crate::domain::ids::{AgentId, CallId, ConversationId, RunId};
 use crate::domain::problem::Problems;
 use crate::domain::run::RunStatus;
 use crate::store::StoreError;
@@ -46,6 +47,14 @@ pub enum AppError {
         /// Where it is.
         status: RunStatus,
     },
+    /// Its conversation does not take it.
+    #[error("{}", refused(*.conversation_id, *.refusal))]
+    Conversation {
+        /// Which.
+        conversation_id: ConversationId,
+        /// Why.
+        refusal: Refusal,
+    },
     /// The call has another answer already.
     #[error("The call {0} has another answer already, or it was answered too late.")]
     AlreadyDecided(CallId),
@@ -63,6 +72,9 @@ pub enum AppError {
         /// Its name.
         field: String,
     },
+    /// A cursor that names nothing in the list.
+    #[error("The cursor is not an id that this list has had.")]
+    UnknownCursor,
     /// The idempotency key was used for another request.
     #[error("This idempotency key was used for a different request.")]
     KeyReused,
@@ -104,7 +116,27 @@ impl AppError {
                 json!({ "run_id": run_id, "status": status })
             }
             Self::AlreadyExists(agent_id) => json!({ "agent_id": agent_id }),
+            Self::Conversation { conversation_id, refusal } => match refusal {
+                Refusal::Busy { active_run_id } => json!({
+                    "conversation_id": conversation_id, "active_run_id": active_run_id,
+                }),
+                Refusal::Full { active_run_id } => json!({
+                    "conversation_id": conversation_id, "active_run_id": active_run_id,
+                    "max_queued_runs": MAX_WAITING,
+                }),
+                Refusal::Spent { cap } => json!({
+                    "conversation_id": conversation_id, "max_cost_usd": cap,
+                }),
+                Refusal::TooLong | Refusal::NothingToAnswer => {
+                    let problems = Problems::one("", refused(*conversation_id, *refusal));
+                    json!({ "conversation_id": conversation_id, "errors": problems.into_vec() })
+                }
+                Refusal::Closed | Refusal::Expired => {
+                    json!({ "conversation_id": conversation_id })
+                }
+            },
             Self::NotFound(_)
+            | Self::UnknownCursor
             | Self::ReadOnly
             | Self::AgentArchived
             | Self::KeyReused
@@ -129,6 +161,21 @@ impl AppError {
                 "Check the run_id, or list the runs with GET /v1/runs; it may have been deleted."
                     .to_owned(),
             ),
+            Self::NotFound("conversation") => Some(
+                "Check the conversation_id, or list the conversations with GET /v1/conversations; it may \
+                 have been deleted."
+                    .to_owned(),
+            ),
+            Self::Conversation { refusal: Refusal::Full { active_run_id }, .. } => Some(format!(
+                "Wait until runs of this conversation have ended (GET /v1/runs/{active_run_id} is the \
+                 first), or send on_busy=\"interrupt\"."
+            )),
+            Self::Conversation { refusal: Refusal::NothingToAnswer, .. } => {
+                Some("Send input, or post a message of the user first.".to_owned())
+            }
+            Self::Conversation { refusal: Refusal::TooLong, .. } => {
+                Some("Go on in a new conversation.".to_owned())
+            }
             Self::NotFound("call") => {
                 Some("Read the run: required_actions lists the calls that wait.".to_owned())
             }
@@ -139,6 +186,29 @@ impl AppError {
                 "Read the agent again, apply your change to version {current}, and send If-Match: \"{current}\"."
             )),
             _ => None,
+        }
+    }
+}
+
+fn refused(conversation_id: ConversationId, refusal: Refusal) -> String {
+    match refusal {
+        Refusal::Busy { active_run_id } => {
+            format!("Run {active_run_id} is still active in this conversation.")
+        }
+        Refusal::Full { active_run_id } => format!(
+            "Run {active_run_id} is still active in this conversation, and {MAX_WAITING} others wait \
+             already."
+        ),
+        Refusal::Closed => format!("The conversation {conversation_id} is closed."),
+        Refusal::Expired => format!("The conversation {conversation_id} has expired."),
+        Refusal::Spent { .. } => {
+            "The runs of this conversation have cost what they may cost together.".to_owned()
+        }
+        Refusal::TooLong => {
+            format!("The conversation would have more than {MAX_MESSAGES} messages.")
+        }
+        Refusal::NothingToAnswer => {
+            "The conversation has no message that waits for an answer.".to_owned()
         }
     }
 }

@@ -64,6 +64,8 @@ impl App {
             }
             // Any version will do, so it can only have been archived.
             Created::AgentMoved => Err(AppError::AgentArchived),
+            // A fork is no turn of a conversation.
+            Created::Refused(_) | Created::ConversationGone => Err(AppError::Contended),
         }
     }
 
@@ -170,11 +172,12 @@ impl App {
         // What the copies make of it: their steps are over, and cost nothing.
         row.steps_completed = 0;
         row.created_at = now;
-        row.conversation_id = None;
+        // It reads what was said before, and is no turn of that conversation itself.
+        (row.conversation_id, row.cost_ceiling) = (None, None);
         row.parent_run_id = None;
         let owner = Owner::Nobody { due_at: Some(now) };
         RunUpdate::of(&folded, owner).apply(&mut row);
-        Ok(NewRun { row, body, first, copied, key })
+        Ok(NewRun { row, body, first, copied, turn: None, key })
     }
 
     /// The agent of a run, at the run's version.

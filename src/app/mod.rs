@@ -8,6 +8,7 @@
 //! - [`agents`]: create, read, change, archive; [`config_agents`]: those of `stepwell.yaml`;
 //!   [`current`]: the current versions that creating runs needs again and again.
 //! - [`forks`]: going on from a step of another run; [`answers`]: what people say about a run: approvals, results, steering; the open approvals.
+//! - [`conversations`]: create, read, change, close, erase, and their messages; [`turns`]: runs in them.
 //! - [`runs`]: create, read, list, wait, cancel, erase; [`view`]: a run as clients read it;
 //!   [`estimate`]: how long runs of an agent take; [`reading`]: JSON into types, with pointers.
 //!
@@ -21,6 +22,7 @@ pub mod agents;
 pub mod answers;
 pub mod caller;
 pub mod config_agents;
+pub mod conversations;
 pub mod current;
 pub mod error;
 pub mod estimate;
@@ -28,6 +30,7 @@ pub mod forks;
 pub mod idempotency;
 pub mod reading;
 pub mod runs;
+pub mod turns;
 pub mod view;
 
 use std::sync::Arc;

@@ -23,6 +23,7 @@ pub use crate::store::{RunFilter, RunRecord};
 use super::agents::check_model;
 use super::current::CurrentAgent;
 use super::idempotency::{Answer, RequestKey, taken};
+use super::turns::Turn;
 use super::{App, AppError, Caller};
 
 /// How often a creation that met a newer version of its agent is made again.
@@ -33,8 +34,10 @@ const MAX_END_USER_CHARS: usize = 256;
 /// A run to be created.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunRequest {
-    /// What it starts from.
+    /// What it starts from; empty only for a turn that answers what its conversation holds already.
     pub input: Input,
+    /// The turn that it asks for, in a conversation as it was a moment ago.
+    pub turn: Option<Turn>,
     /// What it changes about its agent.
     pub config: RunConfig,
     /// The client's own user.
@@ -71,6 +74,9 @@ impl App {
         mut request: RunRequest,
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
+        if let Some(turn) = &request.turn {
+            request.config = request.config.or(&turn.conversation.parameters);
+        }
         for _ in 0..MAX_RACES {
             agent = self.checked(caller, agent, &mut request).await?;
             let run_id = self.log.clock.run_id();
@@ -84,6 +90,12 @@ impl App {
                 }
                 Created::AgentMoved => {
                     agent = self.reload_agent(caller, &agent.agent.agent_id).await?;
+                }
+                Created::ConversationGone => return Err(AppError::NotFound("conversation")),
+                Created::Refused(refusal) => {
+                    let turn = request.turn.as_ref().map(|turn| turn.conversation.conversation_id);
+                    let conversation_id = turn.ok_or(AppError::NotFound("conversation"))?;
+                    return Err(AppError::Conversation { conversation_id, refusal });
                 }
             }
         }
@@ -251,7 +263,9 @@ impl App {
         agent: &agent::Agent,
     ) -> Result<(), Problems> {
         let mut problems = Problems::new();
-        request.input.check("/input", &mut problems);
+        if request.turn.is_none() || !request.input.is_empty() {
+            request.input.check("/input", &mut problems);
+        }
         if request.config != RunConfig::default()
             && let Err(found) = request.config.check(&agent.settings, &self.catalogue)
         {
@@ -281,8 +295,12 @@ impl App {
         request: &mut RunRequest,
         key: Option<NewKey>,
     ) -> Result<NewRun, AppError> {
-        let own = (request.config != RunConfig::default())
-            .then(|| Plan::new(request.config.over(&agent.agent.settings), &self.catalogue));
+        let mut config = request.config.clone();
+        if let Some(turn) = &request.turn {
+            config.append_prompt(&agent.agent.settings, turn.conversation.system_prompt.as_deref());
+        }
+        let own = (config != RunConfig::default())
+            .then(|| Plan::new(config.over(&agent.agent.settings), &self.catalogue));
         let empty = Input::Text(String::new());
         let draft = Draft {
             run_id,
@@ -290,9 +308,10 @@ impl App {
             agent: &agent.agent,
             plan: own.as_ref().unwrap_or(&agent.plan),
             input: std::mem::replace(&mut request.input, empty),
-            config: request.config.clone(),
+            config,
             end_user_id: request.end_user_id.clone(),
             metadata: request.metadata.clone(),
+            turn: request.turn.as_ref().map(Turn::new_turn),
             parent_run_id: None,
             depth: 0,
             key,

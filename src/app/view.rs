@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::domain::event::{Entry, Event, RunEnded};
-use crate::domain::ids::{AgentId, RunId};
+use crate::domain::ids::{AgentId, ConversationId, RunId};
 use crate::domain::message::Input;
 use crate::domain::run::{ActionType, RequiredAction, ResultView, Run, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
@@ -30,6 +30,11 @@ impl Links {
     /// A run.
     pub fn run(&self, run_id: RunId) -> String {
         format!("{}/v1/runs/{run_id}", self.prefix)
+    }
+
+    /// A conversation.
+    pub fn conversation(&self, conversation_id: ConversationId) -> String {
+        format!("{}/v1/conversations/{conversation_id}", self.prefix)
     }
 
     /// An agent.

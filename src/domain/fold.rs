@@ -14,7 +14,7 @@ use super::event::{
     StepEnded, ToolCallCreated,
 };
 use super::family::Child;
-use super::ids::{CallId, RunId};
+use super::ids::{CallId, ConversationId, RunId};
 use super::message::Input;
 use super::model::FinishReason;
 use super::money::Usd;
@@ -65,6 +65,8 @@ pub struct Folded {
     pub status: RunStatus,
     /// The newest fact.
     pub last_fact_seq: i32,
+    /// The conversation that it is a turn of.
+    pub conversation_id: Option<ConversationId>,
     /// The run that called it.
     pub parent_run_id: Option<RunId>,
     /// How many runs are above it.
@@ -225,6 +227,7 @@ impl Folded {
         let mut folded = Self {
             status: RunStatus::Queued,
             last_fact_seq: first.seq,
+            conversation_id: queued.conversation_id,
             parent_run_id: queued.parent_run_id,
             depth: queued.depth,
             model: queued.model,

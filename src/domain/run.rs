@@ -562,6 +562,53 @@ impl RunConfig {
         s
     }
 
+    /// This config, and where it says nothing, what `defaults` says. Limits of both hold.
+    #[must_use]
+    pub fn or(&self, defaults: &Self) -> Self {
+        fn first<T: Clone>(run: Option<&T>, default: Option<&T>) -> Option<T> {
+            run.or(default).cloned()
+        }
+        let (r, d) = (self, defaults);
+        let options = match (&r.provider_options, &d.provider_options) {
+            (Some(run), Some(default)) => {
+                let mut all = default.clone();
+                all.extend(run.clone());
+                Some(all)
+            }
+            (run, default) => first(run.as_ref(), default.as_ref()),
+        };
+        Self {
+            model: first(r.model.as_ref(), d.model.as_ref()),
+            system_prompt: first(r.system_prompt.as_ref(), d.system_prompt.as_ref()),
+            tools: first(r.tools.as_ref(), d.tools.as_ref()),
+            tool_choice: r.tool_choice.or(d.tool_choice),
+            temperature: r.temperature.or(d.temperature),
+            top_p: r.top_p.or(d.top_p),
+            max_output_tokens: lower(d.max_output_tokens, r.max_output_tokens),
+            reasoning_effort: r.reasoning_effort.or(d.reasoning_effort),
+            provider_options: options,
+            max_steps: lower(d.max_steps, r.max_steps),
+            timeout_seconds: lower(d.timeout_seconds, r.timeout_seconds),
+            max_cost_usd: lower(d.max_cost_usd, r.max_cost_usd),
+            max_total_tokens: lower(d.max_total_tokens, r.max_total_tokens),
+            max_context_tokens: lower(d.max_context_tokens, r.max_context_tokens),
+            output_schema: first(r.output_schema.as_ref(), d.output_schema.as_ref()),
+            script: first(r.script.as_ref(), d.script.as_ref()),
+            client_tools: first(r.client_tools.as_ref(), d.client_tools.as_ref()),
+        }
+    }
+
+    /// Puts more instructions behind those that this config or its agent has.
+    pub fn append_prompt(&mut self, agent: &AgentSettings, more: Option<&str>) {
+        let Some(more) = more.filter(|more| !more.is_empty()) else { return };
+        let first = self.system_prompt.as_ref().or(agent.system_prompt.as_ref());
+        let first = first.filter(|first| !first.is_empty());
+        self.system_prompt = Some(match first {
+            Some(first) => format!("{first}\n\n{more}"),
+            None => more.to_owned(),
+        });
+    }
+
     /// Everything that is wrong with it, for a run of `agent`; makes `model` a full name.
     ///
     /// # Errors

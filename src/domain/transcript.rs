@@ -3,7 +3,7 @@
 //! It is always valid on both wires: every tool call of an assistant turn is answered by the tool
 //! turns right behind it, and no turn is empty.
 
-use super::fold::{CallState, Folded, Turn as StepTurn};
+use super::fold::{Call, CallState, Folded, Turn as StepTurn};
 use super::message::{Content, Input, Role};
 use super::model::{CallTurn, FinishReason, ModelRequest, ToolChoice, Turn};
 use super::plan::Plan;
@@ -163,24 +163,29 @@ fn told(turn: &StepTurn, turns: &mut Vec<Turn>) {
             .collect(),
     });
     for call in &turn.calls {
-        let (content, is_error) = match &call.state {
-            CallState::Completed(serde_json::Value::String(text)) => (text.clone(), false),
-            CallState::Completed(value) => (value.to_string(), false),
-            CallState::Failed(error) => (error.clone(), true),
-            CallState::Ready | CallState::Waiting(..) | CallState::Started => {
-                (NO_ANSWER.to_owned(), true)
-            }
-        };
-        let content = match &call.edited_from {
-            Some(_) => format!("{CHANGED} {}\n{content}", call.arguments),
-            None => content,
-        };
+        let (content, is_error) = answer(call);
         turns.push(Turn::Tool {
             call_id: call.call_id.to_string(),
             tool: call.tool.clone(),
             content,
             is_error,
         });
+    }
+}
+
+/// What the model gets to read as the answer to a call, and whether it is a failure.
+pub fn answer(call: &Call) -> (String, bool) {
+    let (content, is_error) = match &call.state {
+        CallState::Completed(serde_json::Value::String(text)) => (text.clone(), false),
+        CallState::Completed(value) => (value.to_string(), false),
+        CallState::Failed(error) => (error.clone(), true),
+        CallState::Ready | CallState::Waiting(..) | CallState::Started => {
+            (NO_ANSWER.to_owned(), true)
+        }
+    };
+    match &call.edited_from {
+        Some(_) => (format!("{CHANGED} {}\n{content}", call.arguments), is_error),
+        None => (content, is_error),
     }
 }
 

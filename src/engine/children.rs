@@ -123,7 +123,7 @@ impl Driver {
         let mut away = false;
         for (call_id, asked) in join_all(asked).await {
             match asked {
-                Ok(GuestOutcome::Done { node_id, appended })
+                Ok(GuestOutcome::Done { node_id, appended, .. })
                     if node_id.is_some()
                         || appended.last().is_none_or(|e| !e.event_type.is_final()) =>
                 {
@@ -184,6 +184,7 @@ impl Engine {
             };
             let plan = Plan::new(to_be.config.over(&agent.settings), self.plans.catalogue());
             let draft = Draft {
+                turn: None,
                 run_id,
                 workspace_id,
                 agent: &agent,
@@ -202,7 +203,13 @@ impl Engine {
             input = again;
             match self.log.create(new).await {
                 Ok(Created::New(_)) => return Ok(Met::Alive(ChildState::Active)),
-                Ok(Created::AgentMoved | Created::KeyTaken(_)) => {}
+                Ok(
+                    Created::AgentMoved
+                    | Created::KeyTaken(_)
+                    // A child is no turn of a conversation.
+                    | Created::Refused(_)
+                    | Created::ConversationGone,
+                ) => {}
                 // Its id is taken: somebody was quicker, or it was erased.
                 Err(StoreError::Rejected(_)) => {
                     return match self.log.load_run(workspace_id, run_id).await? {

@@ -9,18 +9,21 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
+use crate::domain::conversation::history::History;
 use crate::domain::fold::Folded;
 use crate::domain::ids::{RunId, WorkspaceId};
 use crate::domain::limits;
+use crate::domain::plan::Plan;
 use crate::log::CallAnswer;
 use crate::log::desk::Handover;
 use crate::log::lane::Lane;
 use crate::log::live::Watched;
 use crate::shutdown::Tasks;
-use crate::store::{Driveable, StoreError};
+use crate::store::{Driveable, RunRecord, StoreError};
 
 use super::drive::{Calls, Driver, Made, internal, with_first};
 use super::isolate::poisoned;
+use super::recall::recall;
 use super::{Driven, Engine};
 
 /// How often the queue is looked at when nobody says that something came.
@@ -238,6 +241,18 @@ impl Engine {
         Calls::new()
     }
 
+    /// What a run was told to do, and what was said in its conversation before it.
+    async fn told(
+        &self,
+        record: &RunRecord,
+    ) -> Result<(Arc<Plan>, Option<History>), StoreError> {
+        let plan = self.plans.of(record).await?;
+        let Some(past) = record.row.past else { return Ok((plan, None)) };
+        let workspace_id = record.row.workspace_id;
+        let history = Box::pin(recall(&self.log.store, workspace_id, past, &plan)).await?;
+        Ok((plan, Some(history)))
+    }
+
     /// Makes a driver out of what the store has.
     async fn driver(
         self: &Arc<Self>,
@@ -245,14 +260,17 @@ impl Engine {
         watch: Watched,
         rev: Arc<AtomicI32>,
     ) -> Result<Box<Driver>, String> {
-        let folded = Folded::read(&run.facts).map_err(|error| error.to_string())?;
-        let plan = loop {
-            match self.plans.of(&run.record).await {
-                Ok(plan) => break plan,
+        let mut folded = Folded::read(&run.facts).map_err(|error| error.to_string())?;
+        let (plan, history) = loop {
+            match self.told(&run.record).await {
+                Ok(told) => break told,
                 Err(error) if error.is_passing() => tokio::time::sleep(POLL).await,
                 Err(error) => return Err(error.to_string()),
             }
         };
+        if let Some(history) = history {
+            folded = folded.with_history(Arc::new(history));
+        }
         let row = &run.record.row;
         let lane = Lane::new(
             row.run_id,

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::domain::conversation::message::{Ended, Spoken};
 use crate::domain::decide::{Decision, Ending, Now, decide};
 use crate::domain::event::{Event, RunEnded};
 use crate::domain::family::{self, ChildState};
@@ -25,7 +26,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::write;
 use crate::log::lane::{Closed, Haste, Lane, Unseen};
 use crate::log::live::Watched;
-use crate::store::{Driveable, Owner, RunRecord, RunUpdate};
+use crate::store::{Driveable, Owner, RunRecord, RunUpdate, Said};
 
 use super::Engine;
 use super::trust::Faith;
@@ -266,7 +267,8 @@ impl Driver {
                 return Err(Stop::Defect);
             }
         }
-        let update = RunUpdate::since(&before, &self.folded, self.run_id(), owner);
+        let said = Said { run_id: self.run_id(), events: &events, at };
+        let update = RunUpdate::since(&before, &self.folded, said, owner);
         let pushed = if self.folded.status.is_final() {
             self.lane.push_last_facts(&events, update, at, self.record.clone())
         } else {
@@ -405,6 +407,7 @@ impl Driver {
             return Err(Stop::Lost);
         }
         let Ok(folded) = Folded::read(&run.facts) else { return Err(Stop::Defect) };
+        let folded = folded.with_history(self.folded.history.clone());
         let row = &run.record.row;
         self.rev.store(row.rev, Ordering::Relaxed);
         let unseen = self.lane.reopen(row.rev, run.record.last_seq, run.log_bytes);
@@ -519,7 +522,8 @@ impl Engine {
                         .zip(&events)
                         .all(|(seq, event)| folded.apply(seq, at, event.clone()).is_ok());
                     let owner = Owner::Nobody { due_at: None };
-                    let update = RunUpdate::since(&before, &folded, run_id, owner);
+                    let said = Said { run_id, events: &events, at };
+                    let update = RunUpdate::since(&before, &folded, said, owner);
                     if fits { (events, update) } else { unreadable(&run, error, at) }
                 }
                 Err(_) => unreadable(&run, error, at),
@@ -573,6 +577,11 @@ fn unreadable(run: &Driveable, error: RunError, at: Timestamp) -> (Vec<Event>, R
         started_at: row.started_at,
         completed_at: Some(at),
         actions: Some(Vec::new()),
+        // Its conversation goes on without knowing what was said in it.
+        spoken: row.conversation_id.map(|conversation_id| {
+            let ended = Some(Ended { cost: row.tree_cost() });
+            Box::new(Spoken { conversation_id, at, messages: Vec::new(), ended })
+        }),
         owner: Owner::Nobody { due_at: None },
     };
     (vec![Event::RunFailed(end)], update)

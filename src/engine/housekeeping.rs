@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::domain::retention::{self, Retention};
 use crate::shutdown::Tasks;
-use crate::store::{KeySweep, OLDEST, RunSweep, SharedStore, StoreError};
+use crate::store::{ConversationSweep, KeySweep, OLDEST, RunSweep, SharedStore, StoreError};
 
 /// The first pass comes when recovery is over and clients have come back.
 const FIRST: Duration = Duration::from_secs(60);
@@ -40,6 +40,8 @@ pub struct Housekeeping {
 pub struct Pass {
     /// Runs with everything of theirs.
     pub runs: u64,
+    /// Conversations that were over, and runs that were left of erased ones.
+    pub conversations: u64,
     /// Idempotency keys.
     pub keys: u64,
     /// Numbers of flushes of nodes that are gone.
@@ -71,8 +73,16 @@ impl Housekeeping {
         let mut pass = Pass::default();
         let result = self.sweep(&mut pass, tasks).await;
         if pass != Pass::default() {
-            let Pass { runs, keys, flushes, delta_days, deltas } = pass;
-            tracing::info!(runs, keys, flushes, delta_days, deltas, "deleted what was old");
+            let Pass { runs, conversations, keys, flushes, delta_days, deltas } = pass;
+            tracing::info!(
+                runs,
+                conversations,
+                keys,
+                flushes,
+                delta_days,
+                deltas,
+                "deleted what was old"
+            );
         }
         if let Err(error) = result {
             let error = &error as &dyn std::error::Error;
@@ -92,6 +102,17 @@ impl Housekeeping {
             pass.runs += swept.gone;
             let Some(more) = swept.more else { break };
             sweep.after = more;
+        }
+
+        // Also what was erased when a process ended over it.
+        let quiet_since = Some(self.keep.runs_ended_before(now));
+        let sweep = ConversationSweep { only: None, quiet_since, now };
+        while turns.next().await {
+            let swept = store.sweep_conversations(sweep).await?;
+            pass.conversations += swept.gone;
+            if swept.more.is_none() {
+                break;
+            }
         }
 
         let bound_before = retention::keys_bound_before(now);

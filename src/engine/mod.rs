@@ -26,6 +26,7 @@ mod isolate;
 mod node;
 pub mod observe;
 mod plans;
+mod recall;
 #[cfg(test)]
 mod tests;
 pub mod trust;

@@ -45,10 +45,15 @@ impl Plans {
             Some(plan) => plan,
             None => self.make(key).await?,
         };
-        if record.body.config == RunConfig::default() {
+        let ceiling = row.cost_ceiling;
+        if record.body.config == RunConfig::default() && ceiling.is_none() {
             return Ok(base);
         }
-        let settings = record.body.config.over(&base.settings);
+        let mut settings = record.body.config.over(&base.settings);
+        settings.max_cost_usd = match (settings.max_cost_usd, ceiling) {
+            (Some(own), Some(left)) => Some(own.min(left)),
+            (own, left) => own.or(left),
+        };
         Ok(Arc::new(Plan::new(settings, &self.catalogue)))
     }
 

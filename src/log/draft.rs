@@ -14,7 +14,7 @@ use crate::domain::run::{RunConfig, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::transcript;
 use crate::domain::usage::Usage;
-use crate::store::{NewKey, NewRun, RunBody, RunRow};
+use crate::store::{NewKey, NewRun, NewTurn, RunBody, RunRow};
 
 /// A run about to be written.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct Draft<'a> {
     pub end_user_id: Option<String>,
     /// The client's notes.
     pub metadata: BTreeMap<String, String>,
+    /// The turn that it asks for.
+    pub turn: Option<NewTurn>,
     /// The run that calls it.
     pub parent_run_id: Option<RunId>,
     /// How many runs are above it.
@@ -59,7 +61,7 @@ impl Draft<'_> {
             agent_version: self.agent.version,
             model: settings.model.clone(),
             input: self.input,
-            conversation_id: None,
+            conversation_id: self.turn.map(|turn| turn.conversation_id),
             parent_run_id: self.parent_run_id,
             forked_from_run_id: None,
             depth: self.depth,
@@ -94,15 +96,17 @@ impl Draft<'_> {
             cost: Some(Usd::ZERO),
             children_cost: Some(Usd::ZERO),
             status_message: None,
-            conversation_id: None,
+            conversation_id: self.turn.map(|turn| turn.conversation_id),
             parent_run_id: self.parent_run_id,
             forked_from_run_id: None,
             end_user_id: self.end_user_id,
+            past: None,
+            cost_ceiling: None,
             created_at: self.at,
             started_at: None,
             completed_at: None,
         };
-        Ok((NewRun { row, body, first, copied: Vec::new(), key: self.key }, input))
+        Ok((NewRun { row, body, first, copied: Vec::new(), turn: self.turn, key: self.key }, input))
     }
 }
 

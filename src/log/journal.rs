@@ -5,18 +5,22 @@
 //! along; text alone waits a few milliseconds after the last flush began.
 //!
 //! Creations with an idempotency key have a loop of their own, so that somebody else's open key never
-//! holds up a token.
+//! holds up a token. So have turns of conversations, for the same reason: creations that ask for one, and
+//! appends that say something in one or end it. Each run's own order stays, for a lane gives nothing more
+//! away until what it gave is settled.
 //!
 //! What becomes of a batch is never guessed: *unavailable* means that nothing was written and the same
 //! batch is tried again; *in doubt* is resolved by the database; *rejected* is bisected until the one
 //! row that is to blame stands alone.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::domain::ids::NodeId;
@@ -30,6 +34,12 @@ use crate::store::{
 use super::lane::{Closed, Lane};
 use super::wake::Wake;
 
+/// The loop of appends, and of creations that need nothing else.
+const APPENDS: i16 = 0;
+/// The loop of creations with keys.
+const KEYED: i16 = 1;
+/// The loop in which turns begin and end.
+const TURNS: i16 = 2;
 /// Creations that may wait for one flush; more are refused, since they would wait for too long.
 const MAX_WAITING_CREATES: usize = 10_000;
 /// Creations in one flush.
@@ -53,7 +63,28 @@ pub struct Doorbell {
 struct Inbox {
     lanes: Vec<Arc<Lane>>,
     creates: Vec<Create>,
+    /// Taken from their lanes by the loop of appends, which leaves them to the loop of turns.
+    spoken: Vec<(Append, Arc<Lane>)>,
     urgent: bool,
+}
+
+impl Inbox {
+    const fn is_empty(&self) -> bool {
+        self.lanes.is_empty() && self.creates.is_empty() && self.spoken.is_empty()
+    }
+
+    /// Creations for a flush: as many as may be, and one a conversation at most.
+    fn take_creates(&mut self) -> Vec<Create> {
+        let mut seen = HashSet::new();
+        let (mut now, mut later) = (Vec::new(), Vec::new());
+        for create in std::mem::take(&mut self.creates) {
+            let is_first = create.run.turn.is_none_or(|turn| seen.insert(turn.conversation_id));
+            let taken = is_first && now.len() < CREATES_PER_FLUSH;
+            if taken { &mut now } else { &mut later }.push(create);
+        }
+        self.creates = later;
+        now
+    }
 }
 
 struct Create {
@@ -78,8 +109,7 @@ impl Doorbell {
     pub(super) fn list(&self, lane: Arc<Lane>, urgent: bool) {
         let mut inbox = self.inbox();
         // The journal waits for the first thing to come and for urgent ones, not for each.
-        let ring =
-            (inbox.lanes.is_empty() && inbox.creates.is_empty()) || (urgent && !inbox.urgent);
+        let ring = inbox.is_empty() || (urgent && !inbox.urgent);
         inbox.lanes.push(lane);
         inbox.urgent |= urgent;
         drop(inbox);
@@ -91,6 +121,18 @@ impl Doorbell {
     pub(super) fn hurry(&self) {
         let mut inbox = self.inbox();
         let ring = !inbox.urgent;
+        inbox.urgent = true;
+        drop(inbox);
+        if ring {
+            self.rung.notify_one();
+        }
+    }
+
+    /// Something is said in a conversation, or its turn is over: always urgent, for it ends a step.
+    fn speak(&self, append: Append, lane: Arc<Lane>) {
+        let mut inbox = self.inbox();
+        let ring = !inbox.urgent || inbox.is_empty();
+        inbox.spoken.push((append, lane));
         inbox.urgent = true;
         drop(inbox);
         if ring {
@@ -122,6 +164,11 @@ pub struct Journal {
     numbers: AtomicI64,
     appends: Arc<Doorbell>,
     keyed: Arc<Doorbell>,
+    turns: Arc<Doorbell>,
+    /// The loop of appends has ended.
+    appended: CancellationToken,
+    /// Rung when a run that waited for its turn is due.
+    promoted: Notify,
     wake: Arc<Wake>,
 }
 
@@ -136,16 +183,32 @@ impl Journal {
             numbers: AtomicI64::new(1),
             appends: Doorbell::new(),
             keyed: Doorbell::new(),
+            turns: Doorbell::new(),
+            appended: CancellationToken::new(),
+            promoted: Notify::new(),
             wake,
         })
     }
 
-    /// Starts the two loops. They stop when `tasks` stop and everything that waited is written.
+    /// Starts the three loops. They stop when `tasks` stop and everything that waited is written.
     pub fn start(self: &Arc<Self>, tasks: &Tasks) {
-        for (lane, doorbell) in [(0, self.appends.clone()), (1, self.keyed.clone())] {
+        for (lane, doorbell) in self.doorbells() {
             let (journal, own) = (self.clone(), tasks.clone());
             tasks.spawn(async move { journal.run(lane, &doorbell, &own).await });
         }
+    }
+
+    fn doorbells(&self) -> [(i16, Arc<Doorbell>); 3] {
+        [
+            (APPENDS, self.appends.clone()),
+            (KEYED, self.keyed.clone()),
+            (TURNS, self.turns.clone()),
+        ]
+    }
+
+    /// Resolves once a run that waited for its turn in a conversation has become due.
+    pub(super) async fn promoted(&self) {
+        self.promoted.notified().await;
     }
 
     /// The node that the journal writes as.
@@ -172,7 +235,11 @@ impl Journal {
         let (reply, answer) = oneshot::channel();
         // What takes long, or may have to wait for somebody, holds up no token.
         let aside = run.key.is_some() || !run.copied.is_empty();
-        let doorbell = if aside { &self.keyed } else { &self.appends };
+        let doorbell = match (run.turn, aside) {
+            (Some(_), _) => &self.turns,
+            (None, true) => &self.keyed,
+            (None, false) => &self.appends,
+        };
         if !doorbell.create(Create { run, reply }) {
             return Err(StoreError::Overloaded);
         }
@@ -190,14 +257,19 @@ impl Journal {
         loop {
             let (idle, urgent) = {
                 let inbox = doorbell.inbox();
-                (inbox.lanes.is_empty() && inbox.creates.is_empty(), inbox.urgent)
+                (inbox.is_empty(), inbox.urgent)
             };
             if idle {
                 tokio::select! {
                     () = doorbell.rung.notified() => {}
-                    () = tasks.stopped() => {
+                    () = self.may_stop(lane, tasks) => {
                         // Whoever still pushes after this has been told to stop.
-                        if doorbell.inbox().lanes.is_empty() { return }
+                        if doorbell.inbox().is_empty() {
+                            if lane == APPENDS {
+                                self.appended.cancel();
+                            }
+                            return;
+                        }
                     }
                 }
                 continue;
@@ -213,14 +285,24 @@ impl Journal {
         }
     }
 
+    /// Resolves when a loop that has nothing to do may end. The loop of turns gets its work from that of
+    /// appends, and ends after it.
+    async fn may_stop(&self, lane: i16, tasks: &Tasks) {
+        tasks.stopped().await;
+        if lane == TURNS {
+            self.appended.cancelled().await;
+        }
+    }
+
     /// Takes what waits and writes it.
     async fn flush_once(&self, lane: i16, doorbell: &Doorbell) {
-        let (creates, lanes) = {
+        let (creates, lanes, spoken) = {
             let mut inbox = doorbell.inbox();
-            let creates = take_some(&mut inbox.creates, CREATES_PER_FLUSH);
+            let creates = inbox.take_creates();
             let lanes = take_some(&mut inbox.lanes, LANES_PER_FLUSH);
-            inbox.urgent = !inbox.creates.is_empty() || !inbox.lanes.is_empty();
-            (creates, lanes)
+            let spoken = take_some(&mut inbox.spoken, LANES_PER_FLUSH);
+            inbox.urgent = !inbox.is_empty();
+            (creates, lanes, spoken)
         };
         let mut load = Load::default();
         // Whoever gave up waiting was told so, and may have tried again.
@@ -230,6 +312,7 @@ impl Journal {
         }
         for lane in lanes {
             match lane.take() {
+                Ok(Some(append)) if append.speaks() => self.turns.speak(append, lane),
                 Ok(Some(append)) => {
                     load.appends.push(append);
                     load.lanes.push(lane);
@@ -240,6 +323,10 @@ impl Journal {
                     lane.missed(Closed::Rejected);
                 }
             }
+        }
+        for (append, lane) in spoken {
+            load.appends.push(append);
+            load.lanes.push(lane);
         }
         self.write(lane, load).await;
     }
@@ -255,6 +342,9 @@ impl Journal {
             let signals = batch.appends.iter().any(may_signal);
             match self.settle(batch, replies.len()).await {
                 Settled::Written(outcome) => {
+                    if outcome.promoted {
+                        self.promoted.notify_one();
+                    }
                     self.distribute(outcome, replies, &lanes);
                     if signals {
                         self.wake.signal();

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::domain::conversation::message::Spoken;
 use crate::domain::event::{Entry, Event, EventType};
 use crate::domain::ids::RunId;
 use crate::domain::limits;
@@ -147,9 +148,12 @@ impl Lane {
             state.waiting.push(Waiting::Fact(entry));
         }
         let last = state.next_seq - 1;
-        // What waits for the same flush may have changed the open actions.
-        let actions = update.actions.or(state.update.take().and_then(|update| update.actions));
-        state.update = Some(RunUpdate { fact_seq: last, actions, ..update });
+        // What waits for the same flush may have changed the open actions, or said something.
+        let (actions, spoken) = match state.update.take() {
+            None => (update.actions, update.spoken),
+            Some(before) => (update.actions.or(before.actions), and(before.spoken, update.spoken)),
+        };
+        state.update = Some(RunUpdate { fact_seq: last, actions, spoken, ..update });
         self.list(state, haste == Haste::AtOnce);
         Ok(last)
     }
@@ -400,6 +404,13 @@ impl Lane {
         drop(state);
         self.watch.begin_tail(last_seq);
         unseen
+    }
+}
+
+fn and(before: Option<Box<Spoken>>, later: Option<Box<Spoken>>) -> Option<Box<Spoken>> {
+    match before {
+        Some(before) => Some(before.and(later)),
+        None => later,
     }
 }
 

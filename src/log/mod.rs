@@ -4,8 +4,9 @@
 //! - [`guest`]: writes of everybody who is not the driver (cancel, erase, later answers and steering).
 //! - [`lane`]: one driven run's way into the journal: seqs, merging, the fence.
 //! - [`live`]: what this process knows of runs that somebody watches or drives; [`tail`]: their newest events.
-//! - [`follow`]: a cursor over one run's log.
+//! - [`follow`]: a cursor over one run's log; `follow_conversation`: over a conversation's runs.
 //! - [`page`]: events as they stand in a stream, framed once; [`shelf`]: what was read a moment ago.
+//! - [`turns`]: conversations, as far as they are more than their runs.
 //! - [`wake`]: words between nodes (look again); [`pulse`]: how this process does.
 //! - [`desk`]: where created runs meet free slots of this node's engine; [`draft`]: how they are
 //!   written; [`family`]: parents hear of their children.
@@ -17,6 +18,7 @@ pub mod desk;
 mod draft;
 mod family;
 pub mod follow;
+mod follow_conversation;
 pub mod guest;
 pub mod journal;
 pub mod lane;
@@ -25,6 +27,7 @@ pub mod page;
 pub mod pulse;
 pub mod shelf;
 pub mod tail;
+mod turns;
 pub mod wake;
 
 use std::sync::Arc;
@@ -33,6 +36,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
+use crate::domain::conversation::{Refusal, Turn};
 use crate::domain::event::EventType;
 use crate::domain::ids::{NodeId, RunId, WorkspaceId};
 use crate::domain::run::RunStatus;
@@ -43,6 +47,7 @@ use crate::store::{
 
 use desk::{Desk, Handover};
 pub use draft::Draft;
+pub use follow_conversation::{ConversationCursor, Heard};
 pub use follow::{Cursor, FollowError, Gap, Next};
 pub use guest::CallAnswer;
 use journal::Journal;
@@ -74,6 +79,10 @@ pub struct Log {
 pub enum Created {
     /// The run is there.
     New(Box<RunRecord>),
+    /// Its conversation does not take it at the moment, or ever.
+    Refused(Refusal),
+    /// There is no such conversation.
+    ConversationGone,
     /// The agent has another current version than `row.agent_version` by now, is archived or gone.
     AgentMoved,
     /// The idempotency key was bound already; nothing was created.
@@ -132,6 +141,8 @@ impl Log {
         tasks.spawn(async move { listener.run(&own).await });
         let (log, own) = (self.clone(), tasks.clone());
         tasks.spawn(async move { log.rouse_parents(&own).await });
+        let (log, own) = (self.clone(), tasks.clone());
+        tasks.spawn(async move { log.take_turns(&own).await });
     }
 
     /// Creates a run: durable when this returns. If this node's engine has a free slot, the run is
@@ -148,7 +159,7 @@ impl Log {
             run.row.rev = 1;
             run.row.epoch = 1;
         }
-        let record = RunRecord {
+        let mut record = RunRecord {
             row: run.row.clone(),
             body: run.body.clone(),
             last_seq: run.row.fact_seq,
@@ -156,24 +167,43 @@ impl Log {
             newest_fact: None,
             actions: Vec::new(),
         };
-        match self.journal.create(run).await? {
-            CreateOutcome::AgentMoved => Ok(Created::AgentMoved),
-            CreateOutcome::KeyTaken(row) => Ok(Created::KeyTaken(row)),
-            CreateOutcome::Created => {
-                match kept {
-                    Some(kept) => {
-                        // The tail begins here, so that a reader who comes at once finds it.
-                        let watch = self.live.watch(record.row.run_id);
-                        watch.begin_tail(0);
-                        watch.publish(record.first.iter().cloned().collect());
-                        let slot = kept.slot;
-                        self.desk.hand_over(Handover { record: record.clone(), slot, watch });
-                    }
-                    None => self.queued(),
+        let turn = match self.journal.create(run).await? {
+            CreateOutcome::AgentMoved => return Ok(Created::AgentMoved),
+            CreateOutcome::KeyTaken(row) => return Ok(Created::KeyTaken(row)),
+            CreateOutcome::Refused(refusal) => return Ok(Created::Refused(refusal)),
+            CreateOutcome::ConversationGone => return Ok(Created::ConversationGone),
+            CreateOutcome::Created => Turn::Active,
+            CreateOutcome::Entered(entrance) => {
+                record.row.past = entrance.past;
+                record.row.cost_ceiling = entrance.cost_ceiling;
+                entrance.turn
+            }
+        };
+        match turn {
+            Turn::Active => match kept {
+                Some(kept) => {
+                    // The tail begins here, so that a reader who comes at once finds it.
+                    let watch = self.live.watch(record.row.run_id);
+                    watch.begin_tail(0);
+                    watch.publish(record.first.iter().cloned().collect());
+                    let slot = kept.slot;
+                    self.desk.hand_over(Handover { record: record.clone(), slot, watch });
                 }
-                Ok(Created::New(Box::new(record)))
+                None => self.queued(),
+            },
+            // Whoever ends the turn before it says that it is due.
+            Turn::Waiting | Turn::Interrupting | Turn::Superseded => {
+                (record.row.node_id, record.row.due_at, record.row.epoch) = (None, None, 0);
             }
         }
+        if let Some(conversation_id) = record.row.conversation_id {
+            self.spoke(conversation_id);
+        }
+        if turn == Turn::Interrupting {
+            // Should this be the end of the process, housekeeping comes by once a second.
+            self.cancel_overtaken().await?;
+        }
+        Ok(Created::New(Box::new(record)))
     }
 
     /// The run as it is; one that has ended comes from memory if somebody asked for it a moment ago.
@@ -209,7 +239,7 @@ impl Log {
         let decide = guest::cancel(&self.clock);
         let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
         self.wrote(run_id);
-        if let GuestOutcome::Done { node_id: None, appended } = &outcome
+        if let GuestOutcome::Done { node_id: None, appended, .. } = &outcome
             && !appended.is_empty()
         {
             // Its parent may wait for it, or it for its children: then somebody must go on with it.

@@ -94,6 +94,24 @@ impl Page {
         kept.into()
     }
 
+    /// Those of its events that `wants` their types, each with `prefix` in front of its id: where the
+    /// events of several runs share a stream, a seq alone says too little.
+    pub fn named(&self, prefix: &str, wants: impl Fn(EventType) -> bool) -> Bytes {
+        const ID: &[u8] = b"id: ";
+        let left = self.marks.get(self.skipped..).unwrap_or_default();
+        let size = self.text.len() + left.len() * prefix.len();
+        let mut named = Vec::with_capacity(size);
+        for (index, mark) in (self.skipped..).zip(left) {
+            let frame = self.text.get(self.offset(index)..mark.end).unwrap_or_default();
+            if let Some(rest) = frame.strip_prefix(ID).filter(|_| wants(mark.event_type)) {
+                named.extend_from_slice(ID);
+                named.extend_from_slice(prefix.as_bytes());
+                named.extend_from_slice(rest);
+            }
+        }
+        named.into()
+    }
+
     /// Bytes of memory that it takes.
     pub fn weight(&self) -> usize {
         self.text.len() + self.marks.len() * size_of::<Mark>()
@@ -158,6 +176,14 @@ mod tests {
         assert_eq!(text(page.behind(7).unwrap().only(EventType::is_delta)), DELTA);
         assert_eq!(text(page.only(|_| false)), "");
         assert_eq!(page.only(|_| true).as_ptr(), page.bytes().as_ptr(), "shared");
+    }
+
+    #[test]
+    fn ids_can_be_named_after_their_run() {
+        let named = text(page().behind(7).unwrap().named("run_1:", EventType::is_final));
+        assert_eq!(named, DONE.replace("id: 9", "id: run_1:9"));
+        let all = text(page().named("r:", |_| true));
+        assert!(all.starts_with("id: r:7\n") && all.contains("\n\nid: r:8\n"), "{all}");
     }
 
     #[test]

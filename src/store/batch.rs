@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::event::Entry;
+use crate::domain::conversation::Refusal;
+use crate::domain::conversation::message::Spoken;
+use crate::domain::event::{Entry, Event};
 use crate::domain::fold::{Call, CallState, Folded};
 use crate::domain::ids::{AgentId, ConversationId, NodeId, RunId, WorkspaceId};
 use crate::domain::money::Usd;
@@ -10,6 +12,7 @@ use crate::domain::run::{OpenAction, RunConfig, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Usage;
 
+use super::turns::{Entrance, NewTurn, Past};
 use super::{KeyRow, NewKey};
 
 /// The row of a run: ids, status, ownership, counters. A cached fold of its log.
@@ -47,14 +50,18 @@ pub struct RunRow {
     pub children_cost: Option<Usd>,
     /// What it is doing.
     pub status_message: Option<String>,
-    /// Its conversation (a later issue).
+    /// Its conversation.
     pub conversation_id: Option<ConversationId>,
     /// The run that called it.
     pub parent_run_id: Option<RunId>,
-    /// What it was forked from (a later issue).
+    /// What it was forked from.
     pub forked_from_run_id: Option<RunId>,
     /// The client's own user.
     pub end_user_id: Option<String>,
+    /// What its model reads before its own messages, once its turn has begun.
+    pub past: Option<Past>,
+    /// What is left of its conversation's money, where that has a cap.
+    pub cost_ceiling: Option<Usd>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it first ran.
@@ -97,6 +104,9 @@ pub struct NewRun {
     /// Facts that it begins with, behind the first: those that a fork copies. `row` says what they make
     /// of it, and its agent's version need not be the current one.
     pub copied: Vec<Entry>,
+    /// The turn that it asks for in its conversation. A batch has one creation for a conversation at
+    /// most.
+    pub turn: Option<NewTurn>,
     /// Bound in the same transaction.
     pub key: Option<NewKey>,
 }
@@ -112,6 +122,13 @@ pub struct Append {
     pub entries: Vec<Entry>,
     /// The row as the facts make it; `None` when there are only deltas.
     pub update: Option<RunUpdate>,
+}
+
+impl Append {
+    /// Whether it means something to a conversation.
+    pub fn speaks(&self) -> bool {
+        self.update.as_ref().is_some_and(|update| update.spoken.is_some())
+    }
 }
 
 /// What facts change in a run's row.
@@ -140,22 +157,27 @@ pub struct RunUpdate {
     pub completed_at: Option<Timestamp>,
     /// The actions that are open from here on; `None`: the same as before.
     pub actions: Option<Vec<OpenAction>>,
+    /// What its conversation hears.
+    pub spoken: Option<Box<Spoken>>,
     /// Who owns it from here on.
     pub owner: Owner,
 }
 
 impl RunUpdate {
-    /// What a folded run makes of its row, and of its open actions, which were these before.
-    pub fn since(before: &[OpenAction], folded: &Folded, run_id: RunId, owner: Owner) -> Self {
-        let actions = folded.open_actions(run_id);
+    /// What these events, which `folded` has taken in, make of the run's row, of its open actions,
+    /// which were these before, and of its conversation.
+    pub fn since(before: &[OpenAction], folded: &Folded, said: Said<'_>, owner: Owner) -> Self {
+        let actions = folded.open_actions(said.run_id);
         let actions = (actions != before).then_some(actions);
-        Self { actions, ..Self::of(folded, owner) }
+        let spoken = Spoken::of(folded, said.run_id, said.events, said.at);
+        Self { actions, spoken, ..Self::of(folded, owner) }
     }
 
     /// What a folded run makes of its row; the same actions are open as before.
     pub fn of(folded: &Folded, owner: Owner) -> Self {
         Self {
             actions: None,
+            spoken: None,
             status: folded.status,
             fact_seq: folded.last_fact_seq,
             steps_completed: folded.steps_completed,
@@ -197,6 +219,17 @@ impl RunUpdate {
             }
         }
     }
+}
+
+/// Events of one run, about to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    /// Whose.
+    pub run_id: RunId,
+    /// In order.
+    pub events: &'a [Event],
+    /// When.
+    pub at: Timestamp,
 }
 
 /// What a run is doing, in a few words.
@@ -253,6 +286,8 @@ pub struct BatchOutcome {
     pub creates: Vec<CreateOutcome>,
     /// One for each append.
     pub appends: Vec<AppendOutcome>,
+    /// Whether a run that waited for its turn is due now.
+    pub promoted: bool,
 }
 
 /// What became of a creation.
@@ -260,6 +295,12 @@ pub struct BatchOutcome {
 pub enum CreateOutcome {
     /// It is there.
     Created,
+    /// It is there, and in its conversation.
+    Entered(Entrance),
+    /// Its conversation does not take it.
+    Refused(Refusal),
+    /// There is no such conversation.
+    ConversationGone,
     /// The agent has another current version by now, is archived or is gone: read it again.
     AgentMoved,
     /// The key was bound already, before or by an earlier creation of this batch.

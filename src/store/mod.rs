@@ -13,7 +13,9 @@
 //! - A driver's append names its claim (`rev` and node) and changes nothing when it has lost it.
 //! - Everyone else raises `rev`, so that the driver notices.
 //! - The workspace is the first predicate of every look-up that the API reaches.
-//! - Rows are locked in one order everywhere: idempotency → agents → runs (ascending) → actions.
+//! - Rows are locked in one order everywhere: idempotency → conversations → agents → runs (ascending)
+//!   → actions. A flush binds the keys of new turns behind their conversations' locks: keys of one
+//!   route are never bound in another.
 //!
 //! To add a method: write its contract here, its conformance test in `tests/it/store`, then both
 //! implementations.
@@ -26,6 +28,7 @@ pub mod postgres;
 mod retention;
 mod rows;
 pub mod sqlite;
+mod turns;
 
 use std::sync::Arc;
 
@@ -33,19 +36,24 @@ use async_trait::async_trait;
 
 use crate::domain::agent::Agent;
 use crate::domain::answer::Refusal;
+use crate::domain::conversation::message::{Message, NewMessage};
+use crate::domain::conversation::{self, Conversation};
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{
+    AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId,
+};
 use crate::domain::page::{Listed, Page};
 use crate::domain::run::{OpenApproval, RequiredAction};
 use crate::domain::time::Timestamp;
 
 pub use batch::{
     Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, NewRun, Owner, RunBody, RunRow,
-    RunUpdate,
+    RunUpdate, Said,
 };
 pub use ear::{Ear, Hint};
 pub use error::StoreError;
 pub use open::{OpenOptions, open};
+pub use turns::{Entrance, NewTurn, Past};
 pub use retention::{KeySweep, OLDEST, RunSweep, Swept, SweptDeltas};
 
 /// The answer of a store.
@@ -245,6 +253,8 @@ pub enum GuestOutcome {
         node_id: Option<NodeId>,
         /// The facts that were appended; empty for `Nothing` and `Erase`.
         appended: Vec<Entry>,
+        /// Whether a run that waited for the end of this one is due now.
+        promoted: bool,
     },
 }
 
@@ -273,6 +283,80 @@ pub struct Neighbour {
     pub seen: NodeBeat,
     /// Whether the database has a connection of its ear; `None` where there are no ears.
     pub listens: Option<bool>,
+}
+
+/// A conversation's row is locked: what is to become of it.
+#[derive(Debug, Clone)]
+pub enum ConversationDecision {
+    /// Change nothing. (A new idempotency key is bound all the same.)
+    Nothing,
+    /// The row as it is from here on, and what is said in it: `message_count` counts that already.
+    Change {
+        /// The row.
+        conversation: Box<Conversation>,
+        /// In order; the last has the index below `message_count`.
+        messages: Vec<NewMessage>,
+    },
+    /// Change nothing, bind no key, and say why.
+    Refuse(conversation::Refusal),
+    /// Erase it with its messages; its runs cannot be read any more, and are erased by
+    /// [`Store::sweep_conversations`].
+    Erase {
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// The pure decision about a conversation. May be called again if the transaction had to be repeated.
+pub type ConversationDecide = Arc<dyn Fn(&Conversation) -> ConversationDecision + Send + Sync>;
+
+/// A write to a conversation that is no run's: locks it, decides, changes.
+pub struct ConversationWrite {
+    /// Whose conversation.
+    pub workspace_id: WorkspaceId,
+    /// Which conversation.
+    pub conversation_id: ConversationId,
+    /// Bound in the same transaction.
+    pub key: Option<NewKey>,
+    /// Decides under the lock.
+    pub decide: ConversationDecide,
+}
+
+/// What became of a write to a conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ConversationOutcome {
+    /// There is no such conversation in the workspace (or it was erased).
+    Absent,
+    /// The key was bound already; nothing was changed.
+    KeyTaken(KeyRow),
+    /// What was decided is not to be; nothing was changed.
+    Refused(conversation::Refusal),
+    /// Done; the row as it is now.
+    Done(Box<Conversation>),
+}
+
+/// Which messages of a conversation to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageRange {
+    /// Only larger indexes; -1 for all.
+    pub above: i32,
+    /// Only smaller indexes; `i32::MAX` for no end.
+    pub below: i32,
+    /// Messages at most.
+    pub limit: i64,
+    /// Newest first?
+    pub descending: bool,
+}
+
+/// One step of a sweep through conversations that are over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConversationSweep {
+    /// Only this one, which was erased; `None`: all that were, and those that are old.
+    pub only: Option<ConversationId>,
+    /// Closed and expired ones go in which nothing happened since; `None`: none goes by its age.
+    pub quiet_since: Option<Timestamp>,
+    /// The time.
+    pub now: Timestamp,
 }
 
 /// The operations of a database.
@@ -409,6 +493,58 @@ pub trait Store: Send + Sync + 'static {
         workspace_id: WorkspaceId,
         agent_id: &AgentId,
     ) -> Result<Vec<i64>>;
+
+    // Conversations. Turns in them begin and end with creations and appends: see `turns.rs`.
+
+    /// Stores a new conversation.
+    async fn insert_conversation(
+        &self,
+        conversation: &Conversation,
+        key: Option<&NewKey>,
+    ) -> Result<Written<()>>;
+
+    /// A conversation; erased ones are not there.
+    async fn load_conversation(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+    ) -> Result<Option<Conversation>>;
+
+    /// Conversations, of one agent or of all, by `conversation_id`.
+    async fn list_conversations(
+        &self,
+        workspace_id: WorkspaceId,
+        agent_id: Option<&AgentId>,
+        page: &Page<ConversationId>,
+    ) -> Result<Listed<Conversation>>;
+
+    /// A write to a conversation that is no run's.
+    async fn converse(&self, write: ConversationWrite) -> Result<ConversationOutcome>;
+
+    /// Messages of a conversation, by `message_index`; none for one that is not there.
+    async fn read_messages(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        range: MessageRange,
+    ) -> Result<Vec<Message>>;
+
+    /// The place of a message in its conversation.
+    async fn message_index(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        message_id: MessageId,
+    ) -> Result<Option<i32>>;
+
+    /// Runs that somebody's word has ended and that have not been told yet: active ones that another
+    /// run waits to interrupt, those that lost that place to a later one, and those that wait in a
+    /// conversation that is closed. At most so many, in any order.
+    async fn to_be_cancelled(&self, limit: i64) -> Result<Vec<(WorkspaceId, RunId)>>;
+
+    /// One slice of erasing: conversations that were erased lose their runs, and go; old ones are
+    /// erased. Counts runs and conversations that are gone.
+    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<Swept<()>>;
 
     // Ownership.
 

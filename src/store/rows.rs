@@ -9,6 +9,8 @@ use bytes::Bytes;
 use sqlx::types::Uuid;
 
 use crate::domain::agent::{Agent, ManagedBy};
+use crate::domain::conversation::Conversation;
+use crate::domain::conversation::message::{Message, NewMessage};
 use crate::domain::event::{Entry, EventType};
 use crate::domain::ids::{ConversationId, NodeId, RunId, WorkspaceId};
 use crate::domain::money::Usd;
@@ -16,7 +18,7 @@ use crate::domain::run::{OpenApproval, RequiredAction, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Usage;
 
-use super::{KeyRow, Result, RunBody, RunRecord, RunRow, StoreError};
+use super::{KeyRow, Past, Result, RunBody, RunRecord, RunRow, StoreError};
 
 /// The columns of `runs` and `run_bodies`, and `last_seq`.
 #[derive(Debug, sqlx::FromRow)]
@@ -44,6 +46,9 @@ pub(super) struct RunFields {
     parent_run_id: Option<Uuid>,
     forked_from_run_id: Option<Uuid>,
     end_user_id: Option<String>,
+    history_of: Option<Uuid>,
+    history_length: Option<i32>,
+    cost_ceiling_micros: Option<i64>,
     created_at: i64,
     started_at: Option<i64>,
     completed_at: Option<i64>,
@@ -93,6 +98,11 @@ impl RunFields {
             parent_run_id: self.parent_run_id.map(RunId::from_uuid),
             forked_from_run_id: self.forked_from_run_id.map(RunId::from_uuid),
             end_user_id: self.end_user_id,
+            past: self.history_of.zip(self.history_length).map(|(id, messages)| Past {
+                conversation_id: ConversationId::from_uuid(id),
+                messages,
+            }),
+            cost_ceiling: self.cost_ceiling_micros.map(Usd::from_micros),
             created_at: Timestamp::from_millis(self.created_at),
             started_at: self.started_at.map(Timestamp::from_millis),
             completed_at: self.completed_at.map(Timestamp::from_millis),
@@ -152,6 +162,86 @@ impl ApprovalFields {
 /// [`StoreError::Corrupt`] when it cannot be JSON, which none of our types allows.
 pub(super) fn action_text(action: &RequiredAction) -> Result<String> {
     serde_json::to_string(action).map_err(|e| corrupt("an open action", e))
+}
+
+/// The columns of `conversations`.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct ConversationFields {
+    conversation_id: Uuid,
+    workspace_id: i32,
+    agent_id: String,
+    system_prompt: Option<String>,
+    parameters: String,
+    metadata: String,
+    timeout_seconds: Option<i32>,
+    closed_at: Option<i64>,
+    expires_at: Option<i64>,
+    active_run_id: Option<Uuid>,
+    queued_runs: i32,
+    message_count: i32,
+    cost_micros: Option<i64>,
+    created_at: i64,
+    last_active_at: i64,
+}
+
+impl ConversationFields {
+    /// The conversation.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`].
+    pub(super) fn conversation(self) -> Result<Conversation> {
+        let seconds = self.timeout_seconds.map(u32::try_from).transpose();
+        Ok(Conversation {
+            conversation_id: ConversationId::from_uuid(self.conversation_id),
+            workspace_id: WorkspaceId(self.workspace_id),
+            agent_id: self.agent_id.parse().map_err(|e| corrupt("conversations.agent_id", e))?,
+            system_prompt: self.system_prompt,
+            parameters: serde_json::from_str(&self.parameters)
+                .map_err(|e| corrupt("conversations.parameters", e))?,
+            metadata: serde_json::from_str(&self.metadata)
+                .map_err(|e| corrupt("conversations.metadata", e))?,
+            timeout_seconds: seconds.map_err(|e| corrupt("conversations.timeout_seconds", e))?,
+            closed_at: self.closed_at.map(Timestamp::from_millis),
+            expires_at: self.expires_at.map(Timestamp::from_millis),
+            active_run_id: self.active_run_id.map(RunId::from_uuid),
+            queued_runs: self.queued_runs,
+            message_count: self.message_count,
+            cost: self.cost_micros.map(Usd::from_micros),
+            created_at: Timestamp::from_millis(self.created_at),
+            last_active_at: Timestamp::from_millis(self.last_active_at),
+        })
+    }
+}
+
+/// A message as it is kept: what clients read, but for its place.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when it cannot be JSON, which none of our types allows.
+pub(super) fn message_text(message: &NewMessage) -> Result<String> {
+    json("a message", message)
+}
+
+/// A message out of its row.
+///
+/// # Errors
+/// [`StoreError::Corrupt`].
+pub(super) fn message(index: i32, data: &str) -> Result<Message> {
+    let message: NewMessage =
+        serde_json::from_str(data).map_err(|e| corrupt("conversation_messages.data", e))?;
+    Ok(message.at(index))
+}
+
+/// A value as JSON text.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when it cannot be JSON, which none of our types allows.
+pub(super) fn json(what: &str, value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| corrupt(what, e))
+}
+
+/// Seconds as the databases keep them, which have no unsigned numbers.
+pub(super) fn stored_seconds(seconds: u32) -> i32 {
+    i32::try_from(seconds).unwrap_or(i32::MAX)
 }
 
 /// A run's metadata.

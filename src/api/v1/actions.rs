@@ -57,7 +57,7 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
 }
 
 impl ToolResult {
-    fn report(self) -> Result<Report, AppError> {
+    pub(super) fn report(self) -> Result<Report, AppError> {
         let refuse = |pointer: &str, message: &str| Err(AppError::invalid(pointer, message));
         let said = match (self.success, self.retry.unwrap_or(false)) {
             (Some(true), true) => return refuse("/retry", "cannot be, with success: true"),
@@ -179,7 +179,7 @@ pub async fn decide_approval(
 }
 
 /// The run that an answer was taken for.
-async fn taken(
+pub(super) async fn taken(
     state: &ApiState,
     caller: &Caller,
     answer: Answer<RunRecord>,

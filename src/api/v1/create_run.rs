@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
+use super::conversations::named_in_body;
 use crate::api::auth::Authenticated;
 use crate::api::extract::{JsonBody, PathId};
 use crate::api::query::Query;
@@ -17,7 +18,8 @@ use crate::api::{ApiError, ApiState, accept};
 use crate::app::AppError;
 use crate::app::idempotency::Answer;
 use crate::app::runs::RunRequest;
-use crate::domain::ids::AgentId;
+use crate::domain::conversation::OnBusy;
+use crate::domain::ids::{AgentId, ConversationId};
 use crate::domain::message::Input;
 use crate::domain::problem::Problems;
 use crate::domain::run::{Run, RunConfig};
@@ -58,16 +60,14 @@ pub struct CreateRun {
     #[schema(min_length = 1, max_length = 255)]
     #[expect(dead_code, reason = "read before the body is, for a replay is answered first")]
     idempotency_key: Option<String>,
-    /// Reserved for conversations; must be null in this version.
+    /// A conversation with this agent, of which the run is to be a turn: it reads what was said there
+    /// before. The same as `POST /v1/conversations/{conversation_id}/runs`.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
-    conversation_id: Option<Value>,
-    /// What to do when the conversation is busy; of no effect without a conversation.
+    #[schema(value_type = Option<ConversationId>)]
+    conversation_id: Option<String>,
+    /// What happens when another run is under way in the conversation; `reject` when left out. Of no
+    /// effect without a conversation.
     #[serde(default)]
-    #[expect(
-        dead_code,
-        reason = "taken and checked; means something once there are conversations"
-    )]
     on_busy: Option<OnBusy>,
     /// Reserved for webhooks; must be null in this version.
     #[serde(default)]
@@ -87,18 +87,6 @@ pub enum OnDisconnect {
     Continue,
     /// The run is cancelled.
     Cancel,
-}
-
-/// What to do when a conversation has an active run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnBusy {
-    /// Refuse the new run.
-    Reject,
-    /// Start it when its turn comes.
-    Enqueue,
-    /// Cancel the active one first.
-    Interrupt,
 }
 
 /// How long to wait for a run.
@@ -143,7 +131,17 @@ pub async fn create_run(
         Some(run) => (Answer::replay(state.app.replayed_run(&caller, &run).await?), asked?.1),
         None => {
             let agent = state.app.current_agent(&caller, &agent_id.id()?).await?;
-            let (request, mode) = asked?;
+            let (mut request, mode, turn) = asked?;
+            if let Some((conversation_id, on_busy)) = turn {
+                let turn = state.app.turn_in(&caller, conversation_id, on_busy).await;
+                let turn = turn.map_err(named_in_body)?;
+                if turn.conversation.agent_id != agent.agent.agent_id {
+                    let message =
+                        format!("is a conversation with {}", turn.conversation.agent_id);
+                    return Err(AppError::invalid("/conversation_id", message).into());
+                }
+                request.turn = Some(turn);
+            }
             (state.app.create_run(&caller, agent, request, key.as_ref()).await?, mode)
         }
     };
@@ -151,10 +149,14 @@ pub async fn create_run(
 }
 
 /// What is asked for, and how to answer. Judged by the caller when its turn comes.
-fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<(RunRequest, Mode), ApiError> {
+fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<Asked, ApiError> {
     object_or_null(body.value())?;
     let run: CreateRun = body.read()?;
-    run.supported()?;
+    supported(run.callback_url.as_ref(), run.callback_events.as_ref())?;
+    let conversation_id = run.conversation_id.map(|id| {
+        id.parse().map_err(|_| AppError::invalid("/conversation_id", "is not a conversation's id"))
+    });
+    let turn = conversation_id.transpose()?.map(|id| (id, run.on_busy.unwrap_or_default()));
     let mode = Mode {
         stream: run.stream.unwrap_or_else(|| accept::prefers_stream(headers)),
         wait: reply::wait(query.read::<WaitQuery>()?.wait.as_deref(), headers)?,
@@ -162,35 +164,42 @@ fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<(RunRequest
     };
     let request = RunRequest {
         input: run.input,
+        turn: None,
         config: run.config.unwrap_or_default(),
         end_user_id: run.end_user_id,
         metadata: run.metadata.unwrap_or_default(),
     };
-    Ok((request, mode))
+    Ok((request, mode, turn))
 }
+
+/// What is asked for, how to answer, and in which conversation.
+type Asked = (RunRequest, Mode, Option<(ConversationId, OnBusy)>);
 
 /// serde would read a list as a config, field by field.
 pub(super) fn object_or_null(body: &Value) -> Result<(), AppError> {
-    match body.get("config") {
-        Some(Value::Array(_)) => Err(AppError::invalid("/config", "must be an object")),
+    no_list(body, "config")
+}
+
+/// The same for another field.
+pub(super) fn no_list(body: &Value, field: &str) -> Result<(), AppError> {
+    match body.get(field) {
+        Some(Value::Array(_)) => Err(AppError::invalid(format!("/{field}"), "must be an object")),
         _ => Ok(()),
     }
 }
 
-impl CreateRun {
-    /// Fields of later versions may be sent with nothing in them.
-    fn supported(&self) -> Result<(), AppError> {
-        for (pointer, value) in [
-            ("/conversation_id", &self.conversation_id),
-            ("/callback_url", &self.callback_url),
-            ("/callback_events", &self.callback_events),
-        ] {
-            if value.as_ref().is_some_and(|value| !is_nothing(value)) {
-                return Err(unsupported(pointer));
-            }
+/// Fields of later versions may be sent with nothing in them.
+pub(super) fn supported(
+    callback_url: Option<&Value>,
+    callback_events: Option<&Value>,
+) -> Result<(), AppError> {
+    for (pointer, value) in [("/callback_url", callback_url), ("/callback_events", callback_events)]
+    {
+        if value.is_some_and(|value| !is_nothing(value)) {
+            return Err(unsupported(pointer));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn is_nothing(value: &Value) -> bool {

@@ -23,11 +23,11 @@ use crate::domain::page::Order;
 pub struct EventsQuery {
     /// Begin behind this event; the header `Last-Event-ID` wins over it.
     #[param(example = "17")]
-    after: Option<String>,
+    pub(super) after: Option<String>,
     /// Only these types, separated by commas; `run.*` is all of `run`. Final events and `stream.*`
     /// are always sent.
     #[param(example = "run.*,message.delta")]
-    types: Option<String>,
+    pub(super) types: Option<String>,
 }
 
 /// Follow a run's events

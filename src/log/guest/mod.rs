@@ -21,7 +21,7 @@ use crate::domain::fold::{FoldError, Folded};
 use crate::domain::run::RunStatus;
 use crate::domain::time::Timestamp;
 use crate::domain::write;
-use crate::store::{GuestDecide, GuestDecision, Locked, Owner, RunUpdate};
+use crate::store::{GuestDecide, GuestDecision, Locked, Owner, RunUpdate, Said};
 
 pub use answers::{CallAnswer, answer, decide, report};
 pub use cancel::cancel;
@@ -57,7 +57,8 @@ fn append(
         let parked = write::parked(folded, run_id);
         push(folded, seq + 1, &parked)?;
     }
-    let update = RunUpdate::since(&before, folded, run_id, owner(folded));
+    let said = Said { run_id, events, at: now };
+    let update = RunUpdate::since(&before, folded, said, owner(folded));
     Ok(GuestDecision::Append { facts, update })
 }
 

@@ -7,12 +7,14 @@ use sqlx::Row as _;
 use sqlx::types::Uuid;
 
 use crate::domain::event::Entry;
-use crate::domain::ids::NodeId;
+use crate::domain::ids::{ConversationId, NodeId};
+use crate::store::turns::{self, Changes, Placed};
 use crate::store::{
-    Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, KeyRow, NewRun, Result, StoreError,
+    Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, Entrance, KeyRow, NewRun, Result,
+    StoreError,
 };
 
-use super::actions::Changes;
+use super::actions;
 use super::connections::{Backend, Lease, Statement};
 use super::{PostgresStore, binding, failure, keys, statements};
 
@@ -184,7 +186,27 @@ fn is_blocked(error: &sqlx::Error) -> bool {
 }
 
 async fn flush_in(lease: &mut Lease<'_>, batch: &Batch) -> Result<BatchOutcome> {
-    let statements = Statements::of(batch)?;
+    let conversations = turns::touched(batch);
+    if conversations.is_empty() {
+        return flush_runs(lease, batch).await;
+    }
+    lease.begin().await.map_err(failure::of_read)?;
+    match flush_turns(lease, batch, &conversations).await {
+        Ok(outcome) => {
+            lease.commit().await.map_err(failure::of_write)?;
+            Ok(outcome)
+        }
+        Err(error) => {
+            lease.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+/// A batch that means nothing to any conversation.
+async fn flush_runs(lease: &mut Lease<'_>, batch: &Batch) -> Result<BatchOutcome> {
+    let creates: Vec<&NewRun> = batch.creates.iter().collect();
+    let statements = Statements::of(batch, &creates)?;
     let behind = Behind::of(batch)?;
     let done = if statements.is_one() && behind.is_nothing() {
         statements.run(lease).await.map_err(failure::of_write)?
@@ -201,11 +223,63 @@ async fn flush_in(lease: &mut Lease<'_>, batch: &Batch) -> Result<BatchOutcome> 
             }
         }
     };
-    outcome(lease, batch, &done).await.map_err(|error| match error {
+    outcome(lease, batch, &done, |_| CreateOutcome::Created).await.map_err(|error| match error {
         // It is committed; only what became of its keys is not known yet.
         StoreError::Unavailable(source) => StoreError::InDoubt(source),
         other => other,
     })
+}
+
+/// The same in the open transaction, for a batch that begins or ends turns: conversations are locked,
+/// turns admitted, runs written, and then what came of it.
+async fn flush_turns(
+    lease: &mut Lease<'_>,
+    batch: &Batch,
+    conversations: &[ConversationId],
+) -> Result<BatchOutcome> {
+    let mut turns = super::turns::lock(lease, conversations).await?;
+    let (mut admitted, mut refused) = (HashMap::new(), HashMap::new());
+    let mut creates = Vec::new();
+    for new in &batch.creates {
+        match turns.admit(new, batch.at) {
+            Ok(admission) => {
+                creates.push(admission.row(new));
+                admitted.insert(new.row.run_id, admission);
+            }
+            Err(why) => {
+                refused.insert(new.row.run_id, why);
+            }
+        }
+    }
+    let creates: Vec<&NewRun> = creates.iter().collect();
+    let statements = Statements::of(batch, &creates)?;
+    let done = in_turn(lease, statements, Behind::of(batch)?).await.map_err(failure::of_part)?;
+
+    let mut outcomes = HashMap::new();
+    let mut changes = Changes::default();
+    for (run_id, admission) in admitted {
+        if done.created.contains(&run_id.uuid()) {
+            outcomes.insert(run_id, admission.outcome());
+            turns.entered(admission, &mut changes);
+        }
+    }
+    let written = batch.appends.iter().filter(|a| done.appended.contains(&a.run_id.uuid()));
+    for append in written {
+        if let Some(spoken) = append.update.as_ref().and_then(|update| update.spoken.as_ref()) {
+            turns.heard(append.run_id, spoken, &mut changes);
+        }
+    }
+    let promoted = super::turns::write(lease, turns, changes, batch.at).await?;
+    let told = |new: &NewRun| outcomes.get(&new.row.run_id).cloned();
+    let mut outcome =
+        outcome(lease, batch, &done, |new| told(new).unwrap_or(CreateOutcome::Created)).await?;
+    for (new, outcome) in batch.creates.iter().zip(&mut outcome.creates) {
+        // A key that is taken says more than why there is no second turn.
+        if let (CreateOutcome::AgentMoved, Some(why)) = (&*outcome, refused.remove(&new.row.run_id)) {
+            *outcome = why;
+        }
+    }
+    Ok(BatchOutcome { promoted, ..outcome })
 }
 
 /// The runs for which something was written.
@@ -242,8 +316,7 @@ enum Statements {
 }
 
 impl Statements {
-    fn of(batch: &Batch) -> Result<Self> {
-        let creates: Vec<&NewRun> = batch.creates.iter().collect();
+    fn of(batch: &Batch, creates: &[&NewRun]) -> Result<Self> {
         let appends: Vec<&Append> = batch.appends.iter().collect();
         let number = |sql| binding::flush(sqlx::query(sql), batch);
         Ok(if creates.is_empty() {
@@ -252,11 +325,11 @@ impl Statements {
             } else {
                 binding::appends(number(statements::APPENDS), &appends)
             })
-        } else if appends.is_empty() || is_one_statement(&creates, &appends) {
-            Self::Both(create(batch, &creates, &appends)?)
+        } else if appends.is_empty() || is_one_statement(creates, &appends) {
+            Self::Both(create(batch, creates, &appends)?)
         } else {
             let then = binding::appends(number(statements::APPENDS_UNNUMBERED), &appends);
-            Self::InTurn(create(batch, &creates, &[])?, then)
+            Self::InTurn(create(batch, creates, &[])?, then)
         })
     }
 
@@ -286,7 +359,9 @@ impl Statements {
 struct Behind<'a> {
     /// Facts that new runs begin with.
     copied: Vec<(Uuid, &'a Entry)>,
-    actions: Changes,
+    /// What the models of forks read first: their own conversation is none.
+    pasts: Vec<Placed>,
+    actions: actions::Changes,
 }
 
 impl<'a> Behind<'a> {
@@ -296,17 +371,19 @@ impl<'a> Behind<'a> {
             .iter()
             .flat_map(|new| new.copied.iter().map(|entry| (new.row.run_id.uuid(), entry)))
             .collect();
-        let mut actions = Changes::default();
+        let forks = batch.creates.iter().filter(|new| new.turn.is_none());
+        let pasts = forks.filter_map(Placed::of_fork).collect();
+        let mut actions = actions::Changes::default();
         for append in &batch.appends {
             if let Some(open) = append.update.as_ref().and_then(|update| update.actions.as_ref()) {
                 actions.add(append.run_id.uuid(), open)?;
             }
         }
-        Ok(Self { copied, actions })
+        Ok(Self { copied, pasts, actions })
     }
 
     const fn is_nothing(&self) -> bool {
-        self.copied.is_empty() && self.actions.is_empty()
+        self.copied.is_empty() && self.pasts.is_empty() && self.actions.is_empty()
     }
 }
 
@@ -321,6 +398,9 @@ async fn in_turn(
     if !copied.is_empty() {
         lease.change(binding::facts(sqlx::query(COPY), &copied)).await?;
     }
+    let is_new = |placed: &&Placed| done.created.contains(&placed.run_id.uuid());
+    let pasts: Vec<Placed> = behind.pasts.iter().filter(is_new).copied().collect();
+    super::turns::place(lease, &pasts).await?;
     behind.actions.write(lease, |run_id| done.appended.contains(run_id)).await?;
     Ok(done)
 }
@@ -333,7 +413,12 @@ async fn ids(
 }
 
 /// Puts what was written into the batch's order, and looks up who had the keys of what was not.
-async fn outcome(lease: &mut Lease<'_>, batch: &Batch, done: &Done) -> Result<BatchOutcome> {
+async fn outcome(
+    lease: &mut Lease<'_>,
+    batch: &Batch,
+    done: &Done,
+    created: impl Fn(&NewRun) -> CreateOutcome,
+) -> Result<BatchOutcome> {
     let appends = batch
         .appends
         .iter()
@@ -354,12 +439,12 @@ async fn outcome(lease: &mut Lease<'_>, batch: &Batch, done: &Done) -> Result<Ba
         .zip(&batch.creates)
         .map(|(ord, create)| {
             if is_created(create) {
-                return CreateOutcome::Created;
+                return created(create);
             }
             taken.remove(&ord).map_or(CreateOutcome::AgentMoved, CreateOutcome::KeyTaken)
         })
         .collect();
-    Ok(BatchOutcome { creates, appends })
+    Ok(BatchOutcome { creates, appends, promoted: false })
 }
 
 /// The rows of the batch's keys that are bound, by the creation's place in the batch.
@@ -395,7 +480,19 @@ async fn rebuild(lease: &mut Lease<'_>, batch: &Batch) -> Result<BatchOutcome> {
         .bind(last.iter().map(|(_, entry)| entry.seq).collect::<Vec<_>>())
         .bind(last.iter().map(|(_, entry)| entry.text()).collect::<Vec<_>>());
     let appended = ids(lease, written).await.map_err(failure::of_read)?;
-    outcome(lease, batch, &Done { created, appended }).await
+    let turns = batch.creates.iter().filter(|new| new.turn.is_some());
+    let entered: HashMap<Uuid, Entrance> =
+        match turns.map(|new| new.row.run_id.uuid()).collect::<Vec<_>>() {
+            none if none.is_empty() => HashMap::new(),
+            run_ids => super::turns::entrances(lease, run_ids).await?.into_iter().collect(),
+        };
+    let told = |new: &NewRun| match entered.get(&new.row.run_id.uuid()) {
+        Some(entrance) => CreateOutcome::Entered(*entrance),
+        None => CreateOutcome::Created,
+    };
+    let outcome = outcome(lease, batch, &Done { created, appended }, told).await?;
+    // Who was promoted is not known any more: whoever looks finds nothing, or them.
+    Ok(BatchOutcome { promoted: !turns::touched(batch).is_empty(), ..outcome })
 }
 
 /// Deletes old numbers of the lane, a few at a time. Best effort: what is left goes next time.

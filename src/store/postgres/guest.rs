@@ -1,19 +1,21 @@
 //! Writes of everybody who is not the driver: lock the run, decide, append.
 
-use sqlx::FromRow;
+use sqlx::types::Uuid;
+use sqlx::{FromRow, Row as _};
 
 use crate::domain::event::Entry;
+use crate::domain::ids::{ConversationId, WorkspaceId};
 use crate::domain::money::Usd;
 use crate::domain::time::Timestamp;
 use crate::store::rows::{self, RunFields};
+use crate::store::turns::Changes;
 use crate::store::{
     GuestDecision, GuestOutcome, GuestWrite, Locked, Result, RunRecord, RunUpdate, StoreError,
 };
 
-use super::actions::Changes;
 use super::connections::Lease;
 use super::runs::run_columns;
-use super::{PostgresStore, binding, failure, keys};
+use super::{PostgresStore, actions, binding, failure, keys, turns};
 
 /// By the primary keys of `runs` and `run_bodies`. The newest delta is read under the lock, by the
 /// next statement: this one's snapshot may be older than what it waited for.
@@ -108,40 +110,88 @@ set rev = r.rev + 1,
 where r.workspace_id = $1
 and r.run_id = $2";
 
+/// What a try at a guest's write came to.
+enum Tried {
+    Done(GuestOutcome),
+    /// It means something to this conversation, which must be locked before the run is.
+    Means(ConversationId),
+}
+
+/// By the primary key of `run_bodies`.
+const METADATA: &str = "\
+select metadata
+from run_bodies
+where run_id = $1";
+
 impl PostgresStore {
     pub(super) async fn guest_write(&self, write: &GuestWrite) -> Result<GuestOutcome> {
         let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
-        lease.begin().await.map_err(failure::of_read)?;
-        let outcome = guest_in(&mut lease, write).await;
-        if matches!(outcome, Ok(GuestOutcome::Done { .. })) {
-            lease.commit().await.map_err(failure::of_write)?;
-        } else {
-            lease.rollback().await;
+        let mut of = None;
+        loop {
+            lease.begin().await.map_err(failure::of_read)?;
+            match guest_in(&mut lease, write, of).await {
+                Ok(Tried::Done(outcome @ GuestOutcome::Done { .. })) => {
+                    lease.commit().await.map_err(failure::of_write)?;
+                    return Ok(outcome);
+                }
+                Ok(Tried::Done(outcome)) => {
+                    lease.rollback().await;
+                    return Ok(outcome);
+                }
+                // A run's conversation never changes, so this is the last time.
+                Ok(Tried::Means(conversation_id)) => {
+                    lease.rollback().await;
+                    of = Some(conversation_id);
+                }
+                Err(error) => {
+                    lease.rollback().await;
+                    return Err(error);
+                }
+            }
         }
-        outcome
     }
 }
 
-async fn guest_in(lease: &mut Lease<'_>, write: &GuestWrite) -> Result<GuestOutcome> {
-    // Keys before runs, as everywhere.
+/// `of`: the run's conversation, if the write is known to mean something to it.
+async fn guest_in(
+    lease: &mut Lease<'_>,
+    write: &GuestWrite,
+    of: Option<ConversationId>,
+) -> Result<Tried> {
+    // Keys before conversations and runs, as everywhere.
     if let keys::Bound::Before(row) = keys::bind(lease, write.key.as_ref()).await? {
-        return Ok(GuestOutcome::KeyTaken(row));
+        return Ok(Tried::Done(GuestOutcome::KeyTaken(row)));
     }
-    let Some(locked) = lock(lease, write).await? else { return Ok(GuestOutcome::Absent) };
+    let mut turns = turns::lock(lease, of.as_slice()).await?;
+    let Some(locked) = lock(lease, write).await? else {
+        return Ok(Tried::Done(GuestOutcome::Absent));
+    };
     let decision = (write.decide)(&locked).map_err(StoreError::Corrupt)?;
+    let mut promoted = false;
     let appended = match decision {
         GuestDecision::Nothing => Vec::new(),
         GuestDecision::Append { facts, update } => {
+            if let (Some(spoken), None) = (&update.spoken, of) {
+                return Ok(Tried::Means(spoken.conversation_id));
+            }
             append(lease, &locked.record, &facts, &update).await?;
+            if let Some(spoken) = &update.spoken {
+                let mut changes = Changes::default();
+                turns.heard(write.run_id, spoken, &mut changes);
+                promoted = turns::write(lease, turns, changes, spoken.at).await?;
+            }
             facts
         }
-        GuestDecision::Refuse(refusal) => return Ok(GuestOutcome::Refused(refusal)),
+        GuestDecision::Refuse(refusal) => {
+            return Ok(Tried::Done(GuestOutcome::Refused(refusal)));
+        }
         GuestDecision::Erase { at } => {
             erase(lease, &locked.record, at).await?;
             Vec::new()
         }
     };
-    Ok(GuestOutcome::Done { node_id: locked.record.row.node_id, appended })
+    let node_id = locked.record.row.node_id;
+    Ok(Tried::Done(GuestOutcome::Done { node_id, appended, promoted }))
 }
 
 async fn lock(lease: &mut Lease<'_>, write: &GuestWrite) -> Result<Option<Locked>> {
@@ -199,7 +249,7 @@ async fn append(
         .bind(update.children_cost.map(Usd::micros));
     one_row(lease.change(query).await.map_err(failure::of_read)?)?;
     if let Some(open) = &update.actions {
-        let mut changes = Changes::default();
+        let mut changes = actions::Changes::default();
         changes.add(record.row.run_id.uuid(), open)?;
         changes.write(lease, |_| true).await.map_err(failure::of_read)?;
     }
@@ -211,6 +261,27 @@ async fn erase(lease: &mut Lease<'_>, record: &RunRecord, at: Timestamp) -> Resu
     let query = sqlx::query(ERASE)
         .bind(record.row.workspace_id.0)
         .bind(record.row.run_id.uuid())
+        .bind(at.millis())
+        .bind(labels.keys().map(String::as_str).collect::<Vec<_>>())
+        .bind(labels.values().map(String::as_str).collect::<Vec<_>>());
+    one_row(lease.change(query).await.map_err(failure::of_read)?)
+}
+
+/// Erases a run of a conversation that was erased: everything but its tombstone.
+pub(super) async fn erase_log(
+    lease: &mut Lease<'_>,
+    workspace_id: WorkspaceId,
+    run_id: Uuid,
+    at: Timestamp,
+) -> Result<()> {
+    let body = lease.row(sqlx::query(METADATA).bind(run_id)).await.map_err(failure::of_read)?;
+    let labels = match body {
+        Some(row) => rows::read_metadata(row.try_get("metadata").map_err(failure::of_value)?)?,
+        None => std::collections::BTreeMap::new(),
+    };
+    let query = sqlx::query(ERASE)
+        .bind(workspace_id.0)
+        .bind(run_id)
         .bind(at.millis())
         .bind(labels.keys().map(String::as_str).collect::<Vec<_>>())
         .bind(labels.values().map(String::as_str).collect::<Vec<_>>());

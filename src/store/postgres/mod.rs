@@ -19,6 +19,7 @@ mod actions;
 mod agents;
 mod binding;
 mod connections;
+mod conversations;
 mod failure;
 mod families;
 mod flush;
@@ -31,6 +32,7 @@ mod retention;
 mod runs;
 mod settings;
 mod statements;
+mod turns;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -43,15 +45,19 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 
 use crate::domain::agent::Agent;
+use crate::domain::conversation::Conversation;
+use crate::domain::conversation::message::Message;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{
+    AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId,
+};
 use crate::domain::page::{Listed, Page};
 use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
-    Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    KeySweep, LogRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord,
+    Batch, BatchOutcome, Claim, ConversationOutcome, ConversationSweep, ConversationWrite, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
+    KeySweep, LogRange, MessageRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord,
     RunSweep, Store, StoreError, Swept, SweptDeltas, Transfer, Written,
 };
 use connections::{Backend, Connections};
@@ -60,14 +66,14 @@ use flush::FlushId;
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The schema that this version writes.
-const SCHEMA_VERSION: i32 = 4;
+const SCHEMA_VERSION: i32 = 5;
 
 /// How long a flush may take; longer than the server's own limit for a statement.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(6);
 /// How long anything else may take.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// One flush at a time keeps a lane in order; a second connection is for a second lane or a resolver.
-const JOURNAL_CONNECTIONS: u32 = 2;
+/// One flush at a time keeps a lane in order; there are three lanes, and sometimes a resolver.
+const JOURNAL_CONNECTIONS: u32 = 4;
 /// Days for which partitions of `run_deltas` are made ahead.
 const PARTITIONS_AHEAD: i32 = 7;
 
@@ -303,6 +309,61 @@ impl Store for PostgresStore {
         agent_id: &AgentId,
     ) -> Result<Vec<i64>> {
         self.recent_duration_rows(workspace_id, agent_id).await
+    }
+
+    async fn insert_conversation(
+        &self,
+        conversation: &Conversation,
+        key: Option<&NewKey>,
+    ) -> Result<Written<()>> {
+        self.insert_conversation_row(conversation, key).await
+    }
+
+    async fn load_conversation(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+    ) -> Result<Option<Conversation>> {
+        self.load_conversation_row(workspace_id, conversation_id).await
+    }
+
+    async fn list_conversations(
+        &self,
+        workspace_id: WorkspaceId,
+        agent_id: Option<&AgentId>,
+        page: &Page<ConversationId>,
+    ) -> Result<Listed<Conversation>> {
+        self.list_conversation_rows(workspace_id, agent_id, page).await
+    }
+
+    async fn converse(&self, write: ConversationWrite) -> Result<ConversationOutcome> {
+        self.converse_in(&write).await
+    }
+
+    async fn read_messages(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        range: MessageRange,
+    ) -> Result<Vec<Message>> {
+        self.read_message_rows(workspace_id, conversation_id, range).await
+    }
+
+    async fn message_index(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        message_id: MessageId,
+    ) -> Result<Option<i32>> {
+        self.message_index_row(workspace_id, conversation_id, message_id).await
+    }
+
+    async fn to_be_cancelled(&self, limit: i64) -> Result<Vec<(WorkspaceId, RunId)>> {
+        self.to_be_cancelled_rows(limit).await
+    }
+
+    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<Swept<()>> {
+        self.sweep_conversation_rows(sweep).await
     }
 
     async fn register_node(&self, node_id: NodeId, at: Timestamp) -> Result<()> {

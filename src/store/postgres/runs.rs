@@ -21,8 +21,8 @@ macro_rules! run_columns {
 r.run_id, r.workspace_id, r.agent_id, r.agent_version, r.status, r.node_id, r.rev, r.epoch,
     r.due_at, r.crashes, r.fact_seq, r.steps_completed, r.input_tokens, r.cached_input_tokens,
     r.output_tokens, r.reasoning_tokens, r.cost_micros, r.children_cost_micros, r.status_message,
-    r.conversation_id, r.parent_run_id, r.forked_from_run_id, r.end_user_id, r.created_at, r.started_at,
-    r.completed_at, b.model, b.config, b.max_steps, b.estimated_cost_micros, b.metadata"
+    r.conversation_id, r.parent_run_id, r.forked_from_run_id, r.end_user_id, r.history_of,
+    r.history_length, r.cost_ceiling_micros, r.created_at, r.started_at, r.completed_at, b.model, b.config, b.max_steps, b.estimated_cost_micros, b.metadata"
     };
 }
 pub(super) use run_columns;
@@ -247,6 +247,28 @@ order by r.workspace_id ",
     };
 }
 
+/// By `runs_by_conversation`.
+macro_rules! by_conversation {
+    ($order:literal) => {
+        concat!(
+            "
+select r.*
+from runs r
+where r.conversation_id is not null
+and (r.workspace_id, r.conversation_id, r.run_id) > ($1, $7, $2::uuid)
+and (r.workspace_id, r.conversation_id, r.run_id) < ($1, $7, $3::uuid)",
+            conditions!(),
+            "
+order by r.workspace_id ",
+            $order,
+            ", r.conversation_id ",
+            $order,
+            ", r.run_id ",
+            $order
+        )
+    };
+}
+
 /// By `runs_by_status`, a page of each status: one scan cannot follow several of them in order.
 macro_rules! by_status {
     ($order:literal) => {
@@ -314,6 +336,8 @@ const BY_AGENT_ASC: &str = list!(by_agent!("asc"));
 const BY_AGENT_DESC: &str = list!(by_agent!("desc"));
 const BY_PARENT_ASC: &str = list!(by_parent!("asc"));
 const BY_PARENT_DESC: &str = list!(by_parent!("desc"));
+const BY_CONVERSATION_ASC: &str = list!(by_conversation!("asc"));
+const BY_CONVERSATION_DESC: &str = list!(by_conversation!("desc"));
 const BY_STATUS_ASC: &str = list!(by_status!("asc"));
 const BY_STATUS_DESC: &str = list!(by_status!("desc"));
 const BY_LABEL_ASC: &str = list!(by_label!("asc"));
@@ -416,13 +440,15 @@ impl PostgresStore {
     }
 }
 
-/// Which index leads: labels, children and statuses of active runs are rare, an agent is one of many.
+/// Which index leads: labels, children, turns and statuses of active runs are rare, an agent is one of many.
 fn statement(filter: &RunFilter, scan: &Scan<RunId>) -> &'static str {
     let is_active = |status: &RunStatus| !status.is_final();
     let [asc, desc] = if !filter.metadata.is_empty() {
         [BY_LABEL_ASC, BY_LABEL_DESC]
     } else if filter.parent_run_id.is_some() {
         [BY_PARENT_ASC, BY_PARENT_DESC]
+    } else if filter.conversation_id.is_some() {
+        [BY_CONVERSATION_ASC, BY_CONVERSATION_DESC]
     } else if !filter.statuses.is_empty()
         && (filter.agent_id.is_none() || filter.statuses.iter().all(is_active))
     {

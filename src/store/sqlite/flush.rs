@@ -8,15 +8,17 @@ use std::collections::{BTreeSet, HashMap};
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::domain::ids::RunId;
+use crate::store::turns::{self as store_turns, Changes, Placed};
 use crate::store::{
-    AppendOutcome, Batch, BatchOutcome, CreateOutcome, IdempotencyKey, KeyRow, NewRun, Result,
+    AppendOutcome, Batch, BatchOutcome, CreateOutcome, Entrance, IdempotencyKey, KeyRow, NewRun,
+    Result,
 };
 
 use super::creates::Creates;
 use super::events::{Events, Writes};
-use super::failure;
 use super::table::Table;
 use super::writer::Writer;
+use super::{failure, turns};
 
 /// `?1` agents, `?2` keys, `?3` fences, `?4` the node: by the primary keys of `agents` and
 /// `idempotency`, and by the unique index of `runs`. `cross join` keeps the parameter outside.
@@ -113,6 +115,8 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
         .into_iter()
         .collect();
     let known = look(connection, batch, &agents).await?;
+    let mut turns = turns::look(connection, &store_turns::touched(batch)).await?;
+    let (mut changes, mut pasts) = (Changes::default(), Vec::new());
     let mut current = HashMap::new();
     for (place, agent) in (0..).zip(agents) {
         if let Some(version) = known.agents.get(&place) {
@@ -147,17 +151,28 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
             outcome.creates.push(CreateOutcome::AgentMoved);
             continue;
         }
+        let admission = match turns.admit(create, batch.at) {
+            Ok(admission) => admission,
+            Err(why) => {
+                outcome.creates.push(why);
+                continue;
+            }
+        };
         if let Some(new) = &create.key {
             let row = KeyRow { fingerprint: new.key.fingerprint, resource: new.resource.clone() };
             bound.insert(&new.key, row);
         }
         run_no += 1;
-        creates.add(run_no, create)?;
+        creates.add(run_no, &admission.row(create))?;
         for entry in std::iter::once(&create.first).chain(&create.copied) {
             events.entry(run_no, entry);
         }
         new.insert(create.row.run_id, (run_no, create));
-        outcome.creates.push(CreateOutcome::Created);
+        outcome.creates.push(admission.outcome());
+        if create.turn.is_none() {
+            pasts.extend(Placed::of_fork(create));
+        }
+        turns.entered(admission, &mut changes);
     }
     for (place, append) in (0..).zip(&batch.appends) {
         let held = known.held.get(&place).copied().or_else(|| {
@@ -175,11 +190,16 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
         }
         if let Some(update) = &append.update {
             events.update(run_no, update, Writes::Driver)?;
+            if let Some(spoken) = &update.spoken {
+                turns.heard(append.run_id, spoken, &mut changes);
+            }
         }
         outcome.appends.push(AppendOutcome::Written);
     }
     creates.write(connection).await?;
     events.write(connection, batch.at).await?;
+    turns::place(connection, &pasts).await?;
+    outcome.promoted = turns::write(connection, turns, changes, batch.at).await?;
     Ok(outcome)
 }
 
@@ -268,10 +288,21 @@ async fn read_back(
         return Ok(None);
     }
     let known = look(connection, batch, &[]).await?;
+    let turns = batch.creates.iter().filter(|new| new.turn.is_some());
+    let run_ids: Vec<RunId> = turns.map(|new| new.row.run_id).collect();
+    let entered: HashMap<RunId, Entrance> = if run_ids.is_empty() {
+        HashMap::new()
+    } else {
+        turns::entrances(connection, &run_ids).await?.into_iter().collect()
+    };
+    let told = |new: &NewRun| match entered.get(&new.row.run_id) {
+        Some(entrance) => CreateOutcome::Entered(*entrance),
+        None => CreateOutcome::Created,
+    };
     let creates = (0..)
         .zip(&batch.creates)
-        .map(|(place, _)| match known.keys.get(&place) {
-            _ if created.contains(&place) => CreateOutcome::Created,
+        .map(|(place, new)| match known.keys.get(&place) {
+            _ if created.contains(&place) => told(new),
             Some(row) => CreateOutcome::KeyTaken(row.clone()),
             None => CreateOutcome::AgentMoved,
         })
@@ -287,7 +318,9 @@ async fn read_back(
                 }
             })
             .collect();
-    Ok(Some(BatchOutcome { creates, appends }))
+    // Who was promoted is not known any more: whoever looks finds nothing, or them.
+    let promoted = !store_turns::touched(batch).is_empty();
+    Ok(Some(BatchOutcome { creates, appends, promoted }))
 }
 
 /// For `plans.rs`.

@@ -1,10 +1,15 @@
 //! Writes of everybody who is not the driver: look under the writer's turn, decide, append.
 
+use std::collections::BTreeMap;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::types::Uuid;
 use sqlx::{FromRow as _, Row as _, SqliteConnection};
 
 use crate::domain::event::Entry;
 use crate::domain::time::Timestamp;
 use crate::store::rows::{self, RunFields};
+use crate::store::turns::Changes;
 use crate::store::{
     GuestDecision, GuestOutcome, GuestWrite, Locked, Result, RunUpdate, StoreError,
 };
@@ -12,7 +17,7 @@ use crate::store::{
 use super::events::{Events, Writes};
 use super::table::Table;
 use super::writer::Writer;
-use super::{failure, keys, log, runs};
+use super::{failure, keys, log, runs, turns};
 
 /// By the unique index of `runs` and the primary key of `run_bodies`.
 const LOCK: &str = concat!(
@@ -67,10 +72,17 @@ async fn apply(connection: &mut SqliteConnection, write: &GuestWrite) -> Result<
         return Ok(GuestOutcome::Absent);
     };
     let decision = (write.decide)(&locked).map_err(StoreError::Corrupt)?;
+    let mut promoted = false;
     let appended = match decision {
         GuestDecision::Nothing => Vec::new(),
         GuestDecision::Append { facts, update } => {
             append(connection, run_no, &locked, &facts, &update).await?;
+            if let Some(spoken) = &update.spoken {
+                let mut turns = turns::look(connection, &[spoken.conversation_id]).await?;
+                let mut changes = Changes::default();
+                turns.heard(write.run_id, spoken, &mut changes);
+                promoted = turns::write(connection, turns, changes, spoken.at).await?;
+            }
             facts
         }
         // It has written nothing yet.
@@ -81,7 +93,7 @@ async fn apply(connection: &mut SqliteConnection, write: &GuestWrite) -> Result<
         }
     };
     keys::bind(connection, write.key.as_ref()).await?;
-    Ok(GuestOutcome::Done { node_id: locked.record.row.node_id, appended })
+    Ok(GuestOutcome::Done { node_id: locked.record.row.node_id, appended, promoted })
 }
 
 async fn lock(
@@ -127,19 +139,53 @@ async fn erase(
     at: Timestamp,
 ) -> Result<()> {
     let row = &locked.record.row;
+    let erased = Erased {
+        run_no,
+        run_id: row.run_id.uuid(),
+        workspace_id: row.workspace_id.0,
+        labels: locked.record.body.metadata.clone(),
+    };
+    erase_log(connection, &erased, at).await
+}
+
+/// A run that is erased: what its parts are found by.
+#[derive(Debug)]
+pub(super) struct Erased {
+    run_no: i64,
+    run_id: Uuid,
+    workspace_id: i32,
+    labels: BTreeMap<String, String>,
+}
+
+impl Erased {
+    /// Out of the columns of `runs` and, if it has one, its body.
+    pub(super) fn read(row: &SqliteRow) -> Result<Self> {
+        let metadata: Option<String> = row.try_get("metadata").map_err(failure::of)?;
+        Ok(Self {
+            run_no: row.try_get("run_no").map_err(failure::of)?,
+            run_id: row.try_get("run_id").map_err(failure::of)?,
+            workspace_id: row.try_get("workspace_id").map_err(failure::of)?,
+            labels: metadata.as_deref().map(rows::read_metadata).transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
+/// Erases everything of a run but its tombstone.
+pub(super) async fn erase_log(
+    connection: &mut SqliteConnection,
+    run: &Erased,
+    at: Timestamp,
+) -> Result<()> {
     let mut labels = Table::new();
-    for (key, value) in &locked.record.body.metadata {
+    for (key, value) in &run.labels {
         labels.row().text(key).text(value);
     }
     let erase = [
-        sqlx::query(ERASE_BODY).bind(row.run_id.uuid()),
-        sqlx::query(ERASE_LABELS)
-            .bind(row.workspace_id.0)
-            .bind(row.run_id.uuid())
-            .bind(labels.json()),
-        sqlx::query(ERASE_FACTS).bind(run_no),
-        sqlx::query(ERASE_DELTAS).bind(run_no),
-        sqlx::query(BURY).bind(run_no).bind(at.millis()),
+        sqlx::query(ERASE_BODY).bind(run.run_id),
+        sqlx::query(ERASE_LABELS).bind(run.workspace_id).bind(run.run_id).bind(labels.json()),
+        sqlx::query(ERASE_FACTS).bind(run.run_no),
+        sqlx::query(ERASE_DELTAS).bind(run.run_no),
+        sqlx::query(BURY).bind(run.run_no).bind(at.millis()),
     ];
     for query in erase {
         query.execute(&mut *connection).await.map_err(failure::of)?;

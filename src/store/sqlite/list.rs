@@ -79,6 +79,11 @@ const BY_PARENT: Orders = Orders {
     desc: list!("runs_by_parent", "and r.parent_run_id = ?8", "desc"),
 };
 
+const BY_CONVERSATION: Orders = Orders {
+    asc: list!("runs_by_conversation", "and r.conversation_id = ?7", "asc"),
+    desc: list!("runs_by_conversation", "and r.conversation_id = ?7", "desc"),
+};
+
 const BY_STATUS: Orders = Orders {
     asc: list!("runs_by_status", "and r.status = json_extract(?6, '$[0]')", "asc"),
     desc: list!("runs_by_status", "and r.status = json_extract(?6, '$[0]')", "desc"),
@@ -159,6 +164,9 @@ fn along(filter: &RunFilter) -> Orders {
     if filter.parent_run_id.is_some() {
         return BY_PARENT;
     }
+    if filter.conversation_id.is_some() {
+        return BY_CONVERSATION;
+    }
     if filter.agent_id.is_some() {
         return BY_AGENT;
     }
@@ -221,6 +229,8 @@ pub(super) const STATEMENTS: &[&str] = &[
     BY_AGENT.desc,
     BY_PARENT.asc,
     BY_PARENT.desc,
+    BY_CONVERSATION.asc,
+    BY_CONVERSATION.desc,
     BY_STATUS.asc,
     BY_STATUS.desc,
     BY_STATUSES.asc,

@@ -26,6 +26,7 @@ mod actions;
 mod agents;
 mod checkpoint;
 mod connect;
+mod conversations;
 mod creates;
 mod events;
 mod failure;
@@ -42,6 +43,7 @@ mod readers;
 mod retention;
 mod runs;
 mod table;
+mod turns;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -51,15 +53,19 @@ use async_trait::async_trait;
 use sqlx::{ConnectOptions as _, Row as _};
 
 use crate::domain::agent::Agent;
+use crate::domain::conversation::Conversation;
+use crate::domain::conversation::message::Message;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{
+    AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId,
+};
 use crate::domain::page::{Listed, Page};
 use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
-    Batch, BatchOutcome, Claim, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    KeySweep, LogRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord,
+    Batch, BatchOutcome, Claim, ConversationOutcome, ConversationSweep, ConversationWrite, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
+    KeySweep, LogRange, MessageRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord,
     RunSweep, Store, StoreError, Swept, SweptDeltas, Transfer, Written,
 };
 use checkpoint::Checkpoints;
@@ -68,7 +74,7 @@ use readers::Readers;
 use writer::Writer;
 
 /// The newest `min_reader_version` that this server can open.
-const READER_VERSION: i32 = 4;
+const READER_VERSION: i32 = 5;
 
 /// Longer than on Postgres: a flush here costs an fsync and nothing else can be written meanwhile.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(5);
@@ -320,6 +326,62 @@ impl Store for SqliteStore {
         agent_id: &AgentId,
     ) -> Result<Vec<i64>> {
         runs::recent_durations(&self.readers, workspace_id, agent_id).await
+    }
+
+    async fn insert_conversation(
+        &self,
+        conversation: &Conversation,
+        key: Option<&NewKey>,
+    ) -> Result<Written<()>> {
+        conversations::insert(&self.writer, conversation, key).await
+    }
+
+    async fn load_conversation(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+    ) -> Result<Option<Conversation>> {
+        conversations::load(&self.readers, workspace_id, conversation_id).await
+    }
+
+    async fn list_conversations(
+        &self,
+        workspace_id: WorkspaceId,
+        agent_id: Option<&AgentId>,
+        page: &Page<ConversationId>,
+    ) -> Result<Listed<Conversation>> {
+        conversations::list(&self.readers, workspace_id, agent_id, page).await
+    }
+
+    async fn converse(&self, write: ConversationWrite) -> Result<ConversationOutcome> {
+        conversations::converse(&self.writer, write).await
+    }
+
+    async fn read_messages(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        range: MessageRange,
+    ) -> Result<Vec<Message>> {
+        conversations::messages(&self.readers, workspace_id, conversation_id, range).await
+    }
+
+    async fn message_index(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        message_id: MessageId,
+    ) -> Result<Option<i32>> {
+        let place = (workspace_id, conversation_id);
+        conversations::message_index(&self.readers, place, message_id).await
+    }
+
+    async fn to_be_cancelled(&self, limit: i64) -> Result<Vec<(WorkspaceId, RunId)>> {
+        turns::to_be_cancelled(&self.readers, limit).await
+    }
+
+    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<Swept<()>> {
+        conversations::sweep(&self.readers, &self.writer, sweep).await
     }
 
     async fn register_node(&self, node_id: NodeId, at: Timestamp) -> Result<()> {

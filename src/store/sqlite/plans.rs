@@ -3,13 +3,16 @@
 
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
-use super::{actions, events, families, flush, guest, list, log, nodes, retention, runs};
+use super::{
+    actions, conversations, events, families, flush, guest, list, log, nodes, retention, runs, turns,
+};
 
-const SCHEMA: [&str; 4] = [
+const SCHEMA: [&str; 5] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_retention.sql"),
     include_str!("../../../migrations/sqlite/0003_actions.sql"),
     include_str!("../../../migrations/sqlite/0004_families.sql"),
+    include_str!("../../../migrations/sqlite/0005_conversations.sql"),
 ];
 
 /// What may be scanned: parameters and what was found for them, the nodes, of whom there are few, and
@@ -42,6 +45,7 @@ async fn no_statement_scans_or_sorts_what_grows() {
     }
     let all = [
         actions::STATEMENTS,
+        conversations::STATEMENTS,
         events::STATEMENTS,
         families::STATEMENTS,
         flush::STATEMENTS,
@@ -51,6 +55,7 @@ async fn no_statement_scans_or_sorts_what_grows() {
         nodes::STATEMENTS,
         retention::STATEMENTS,
         runs::STATEMENTS,
+        turns::STATEMENTS,
     ];
     for sql in all.concat() {
         // The statement is one of the constants above.

@@ -1,0 +1,60 @@
+-- Conversations: runs of one agent that come one after another and remember each other. The Postgres
+-- migration of the same number makes the same tables, columns and indexes.
+
+create table conversations (
+    conversation_id blob not null primary key,
+    workspace_id integer not null,
+    agent_id text not null,
+    system_prompt text,
+    parameters text not null,
+    metadata text not null,
+    timeout_seconds integer,
+    closed_at integer,
+    expires_at integer,
+    active_run_id blob,
+    queued_runs integer not null,
+    message_count integer not null,
+    cost_micros integer,
+    created_at integer not null,
+    last_active_at integer not null,
+    deleted_at integer
+) strict;
+-- Lists page by conversation_id, which is a time.
+create index conversations_by_workspace on conversations (workspace_id, conversation_id)
+    where deleted_at is null;
+create index conversations_by_agent on conversations (workspace_id, agent_id, conversation_id)
+    where deleted_at is null;
+-- What retention looks at: what was erased and has runs left, and what is over.
+create index conversations_deleted on conversations (deleted_at) where deleted_at is not null;
+create index conversations_by_age on conversations (last_active_at) where deleted_at is null;
+
+-- `data` is the JSON that clients get, without the index.
+create table conversation_messages (
+    conversation_id blob not null,
+    message_index integer not null,
+    message_id blob not null,
+    data text not null,
+    primary key (conversation_id, message_index)
+) strict;
+-- Pages are asked for by id. That no message is doubled is seen to elsewhere; this would show it.
+create unique index conversation_messages_by_id on conversation_messages (conversation_id, message_id);
+
+-- turn: where a run is in its conversation's queue (1 active, 2 waiting, 3 waiting to interrupt, 4 its
+-- place was taken by another one that interrupts); null when it is over, or in no conversation.
+-- history_of, history_length: the conversation whose first messages its model reads before its own.
+-- cost_ceiling_micros: what is left of its conversation's money as its turn begins.
+alter table runs add column turn integer;
+alter table runs add column history_of blob;
+alter table runs add column history_length integer;
+alter table runs add column cost_ceiling_micros integer;
+
+-- Whatever else may go wrong: never two at once.
+create unique index runs_active_turn on runs (conversation_id) where turn = 1;
+-- Who comes next, and who is to be cancelled.
+create index runs_waiting_turn on runs (conversation_id, turn, run_id) where turn > 1;
+-- The runs of a conversation, in their order. Runs without one are not in it.
+create index runs_by_conversation on runs (workspace_id, conversation_id, run_id)
+    where conversation_id is not null;
+
+-- A server of the last version would end a turn and let nobody begin the next.
+update meta set schema_version = 5, min_reader_version = 5;
