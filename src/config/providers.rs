@@ -141,7 +141,11 @@ fn only_prices(at: &str, provider: &file::Provider) -> Result<(), ConfigError> {
         || base_url.is_some()
         || api_key_env.is_some()
         || connect_seconds.or(*first_token_seconds).or(*idle_seconds).is_some();
-    if others { Err(invalid(at, "is built in: only its prices can be set")) } else { Ok(()) }
+    if others {
+        Err(invalid(at, "is built in: only its prices and context_tokens can be set"))
+    } else {
+        Ok(())
+    }
 }
 
 fn context_tokens(at: &str, tokens: Option<u64>) -> Result<Option<u64>, ConfigError> {

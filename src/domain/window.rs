@@ -3,6 +3,10 @@
 //! The oldest whole turns are left out until the rest fits. The run's own turn (what it was started
 //! with, its steps, its instructions and its tools) is never cut: a run whose own turn does not fit by
 //! itself fails with `context_overflow`, and the next one finds it among what can be left out.
+//!
+//! Where nobody has said how much a model reads, or the estimate was too low, the provider says that a
+//! prompt is too long. Then half of the turns in it go, and half of the rest, until it takes what is
+//! left: a conversation must not end because it is long.
 
 use super::conversation::history::History;
 use super::plan::Plan;

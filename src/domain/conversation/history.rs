@@ -18,7 +18,8 @@ pub struct History {
 impl History {
     /// Groups messages, oldest first, the first of which has the index `older` in its conversation:
     /// those before it need not be read when a model could not see them anyway. Every tool call must
-    /// be answered before the next message of the user.
+    /// be answered before the next message of the user. A run without an input of its own answers the
+    /// newest turn, which must be among them.
     ///
     /// A turn begins where the user speaks, or with the instructions (system messages) right before
     /// that; whatever comes before the first of them is a turn too. If there are older messages, it is
