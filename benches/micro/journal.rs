@@ -78,6 +78,8 @@ impl Writer {
                 parent_run_id: None,
                 forked_from_run_id: None,
                 end_user_id: None,
+                past: None,
+                cost_ceiling: None,
                 created_at: at(1),
                 started_at: None,
                 completed_at: None,
@@ -91,6 +93,7 @@ impl Writer {
             },
             first: queued().entry(run_id, 1, at(1)).unwrap(),
             copied: Vec::new(),
+            turn: None,
             key: None,
         }
     }
@@ -108,7 +111,7 @@ impl Writer {
     /// Only the flush counts.
     async fn timed(&self, batch: &Batch) -> Duration {
         let began = Instant::now();
-        let BatchOutcome { creates, appends } = self.store.flush(batch).await.unwrap();
+        let BatchOutcome { creates, appends, .. } = self.store.flush(batch).await.unwrap();
         let took = began.elapsed();
         assert!(creates.iter().all(|outcome| *outcome == CreateOutcome::Created));
         assert!(appends.iter().all(|outcome| *outcome == AppendOutcome::Written));

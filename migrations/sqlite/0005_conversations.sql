@@ -39,8 +39,8 @@ create table conversation_messages (
 -- Pages are asked for by id. That no message is doubled is seen to elsewhere; this would show it.
 create unique index conversation_messages_by_id on conversation_messages (conversation_id, message_id);
 
--- turn: where a run is in its conversation's queue (1 active, 2 waiting, 3 waiting to interrupt, 4 its
--- place was taken by another one that interrupts); null when it is over, or in no conversation.
+-- turn: where a run is in its conversation's queue (1 active, 2 waiting, 3 waiting to interrupt, 4 to be
+-- cancelled: another one interrupts, or the conversation was closed); null when it is over, or in none.
 -- history_of, history_length: the conversation whose first messages its model reads before its own.
 -- cost_ceiling_micros: what is left of its conversation's money as its turn begins.
 alter table runs add column turn integer;
@@ -50,8 +50,10 @@ alter table runs add column cost_ceiling_micros integer;
 
 -- Whatever else may go wrong: never two at once.
 create unique index runs_active_turn on runs (conversation_id) where turn = 1;
--- Who comes next, and who is to be cancelled.
+-- Who comes next.
 create index runs_waiting_turn on runs (conversation_id, turn, run_id) where turn > 1;
+-- Who interrupts, and who is to be cancelled: few, and not for long.
+create index runs_overtaken on runs (turn, run_id) where turn > 2;
 -- The runs of a conversation, in their order. Runs without one are not in it.
 create index runs_by_conversation on runs (workspace_id, conversation_id, run_id)
     where conversation_id is not null;

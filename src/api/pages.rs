@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::agent::Agent;
-use crate::domain::event::Entry;
 use crate::domain::conversation::ConversationView;
 use crate::domain::conversation::message::Message;
+use crate::domain::event::Entry;
 use crate::domain::ids::{AgentId, CallId, ConversationId, MessageId, RunId};
 use crate::domain::page::{From, Listed, Order, Page};
 use crate::domain::run::{OpenApproval, Run};

@@ -241,12 +241,13 @@ impl App {
         key: Option<&RequestKey>,
     ) -> Result<Answer<()>, AppError> {
         let at = self.now();
-        let decide: ConversationDecide = Arc::new(move |conversation| match conversation.must_be_free() {
-            Err(refusal) => ConversationDecision::Refuse(refusal),
-            // In one that is closed some may wait to be cancelled for a moment.
-            Ok(()) if conversation.is_busy() => ConversationDecision::Refuse(Refusal::Closed),
-            Ok(()) => ConversationDecision::Erase { at },
-        });
+        let decide: ConversationDecide =
+            Arc::new(move |conversation| match conversation.must_be_free() {
+                Err(refusal) => ConversationDecision::Refuse(refusal),
+                // In one that is closed some may wait to be cancelled for a moment.
+                Ok(()) if conversation.is_busy() => ConversationDecision::Refuse(Refusal::Closed),
+                Ok(()) => ConversationDecision::Erase { at },
+            });
         let key = self.new_key(caller, key, &conversation_id);
         let workspace_id = caller.workspace_id;
         let write = ConversationWrite { workspace_id, conversation_id, key: key.clone(), decide };
@@ -306,9 +307,10 @@ impl App {
             Conversed::Done(conversation) => {
                 Ok(Answer::new(message.at(conversation.message_count.saturating_sub(1))))
             }
-            Conversed::Before(resource) => {
-                self.replayed_message_of(caller, conversation_id, &resource).await.map(Answer::replay)
-            }
+            Conversed::Before(resource) => self
+                .replayed_message_of(caller, conversation_id, &resource)
+                .await
+                .map(Answer::replay),
         }
     }
 
@@ -373,7 +375,8 @@ impl App {
             limit: scan.limit,
             descending: scan.order == Order::Desc,
         };
-        let messages = self.store().read_messages(caller.workspace_id, conversation_id, range).await?;
+        let messages =
+            self.store().read_messages(caller.workspace_id, conversation_id, range).await?;
         Ok(page.finish(messages))
     }
 

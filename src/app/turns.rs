@@ -27,10 +27,7 @@ pub struct Turn {
 
 impl Turn {
     pub(super) fn new_turn(&self) -> NewTurn {
-        NewTurn {
-            conversation_id: self.conversation.conversation_id,
-            on_busy: self.on_busy,
-        }
+        NewTurn { conversation_id: self.conversation.conversation_id, on_busy: self.on_busy }
     }
 }
 
@@ -90,8 +87,7 @@ impl App {
         if let Err(refusal) = conversation.must_be_open(now) {
             return refuse(refusal);
         }
-        let range =
-            MessageRange { above: -1, below: i32::MAX, limit: 1, descending: true };
+        let range = MessageRange { above: -1, below: i32::MAX, limit: 1, descending: true };
         let last = self.store().read_messages(caller.workspace_id, conversation_id, range).await?;
         match last.first().map(|message| message.role) {
             Some(Role::User | Role::Tool) => Ok(()),
@@ -116,7 +112,10 @@ impl App {
         let conversation = self.conversation(caller, conversation_id).await?;
         let run_id = match conversation.active_run_id {
             Some(run_id) => run_id,
-            None => self.last_run_of(caller, conversation_id).await?.ok_or(AppError::NotFound("call"))?,
+            None => self
+                .last_run_of(caller, conversation_id)
+                .await?
+                .ok_or(AppError::NotFound("call"))?,
         };
         self.post_tool_result(caller, run_id, report, key).await
     }

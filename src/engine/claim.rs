@@ -242,10 +242,7 @@ impl Engine {
     }
 
     /// What a run was told to do, and what was said in its conversation before it.
-    async fn told(
-        &self,
-        record: &RunRecord,
-    ) -> Result<(Arc<Plan>, Option<History>), StoreError> {
+    async fn told(&self, record: &RunRecord) -> Result<(Arc<Plan>, Option<History>), StoreError> {
         let plan = self.plans.of(record).await?;
         let Some(past) = record.row.past else { return Ok((plan, None)) };
         let workspace_id = record.row.workspace_id;

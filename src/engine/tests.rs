@@ -122,6 +122,8 @@ impl Stage {
             parent_run_id: None,
             forked_from_run_id: None,
             end_user_id: None,
+            past: None,
+            cost_ceiling: None,
             created_at: now,
             started_at: None,
             completed_at: None,
@@ -139,7 +141,7 @@ impl Stage {
             lane: 0,
             number: 1,
             at: now,
-            creates: vec![NewRun { row, body, first, copied: Vec::new(), key: None }],
+            creates: vec![NewRun { row, body, first, copied: Vec::new(), turn: None, key: None }],
             appends: Vec::new(),
         };
         self.store.flush(&batch).await.unwrap();

@@ -77,8 +77,7 @@ impl Log {
         conversation_id: ConversationId,
         page: Page<RunId>,
     ) -> Result<Option<RunId>> {
-        let filter =
-            RunFilter { conversation_id: Some(conversation_id), ..RunFilter::default() };
+        let filter = RunFilter { conversation_id: Some(conversation_id), ..RunFilter::default() };
         let listed = self.store.list_runs(workspace_id, &filter, &page).await?;
         Ok(listed.rows.first().map(|record| record.row.run_id))
     }

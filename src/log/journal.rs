@@ -199,11 +199,7 @@ impl Journal {
     }
 
     fn doorbells(&self) -> [(i16, Arc<Doorbell>); 3] {
-        [
-            (APPENDS, self.appends.clone()),
-            (KEYED, self.keyed.clone()),
-            (TURNS, self.turns.clone()),
-        ]
+        [(APPENDS, self.appends.clone()), (KEYED, self.keyed.clone()), (TURNS, self.turns.clone())]
     }
 
     /// Resolves once a run that waited for its turn in a conversation has become due.

@@ -47,8 +47,8 @@ use crate::store::{
 
 use desk::{Desk, Handover};
 pub use draft::Draft;
-pub use follow_conversation::{ConversationCursor, Heard};
 pub use follow::{Cursor, FollowError, Gap, Next};
+pub use follow_conversation::{ConversationCursor, Heard};
 pub use guest::CallAnswer;
 use journal::Journal;
 use live::Live;

@@ -39,9 +39,7 @@ use crate::domain::answer::Refusal;
 use crate::domain::conversation::message::{Message, NewMessage};
 use crate::domain::conversation::{self, Conversation};
 use crate::domain::event::Entry;
-use crate::domain::ids::{
-    AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId,
-};
+use crate::domain::ids::{AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
 use crate::domain::run::{OpenApproval, RequiredAction};
 use crate::domain::time::Timestamp;
@@ -53,8 +51,8 @@ pub use batch::{
 pub use ear::{Ear, Hint};
 pub use error::StoreError;
 pub use open::{OpenOptions, open};
-pub use turns::{Entrance, NewTurn, Past};
 pub use retention::{KeySweep, OLDEST, RunSweep, Swept, SweptDeltas};
+pub use turns::{Entrance, NewTurn, Past};
 
 /// The answer of a store.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -290,7 +288,8 @@ pub struct Neighbour {
 pub enum ConversationDecision {
     /// Change nothing. (A new idempotency key is bound all the same.)
     Nothing,
-    /// The row as it is from here on, and what is said in it: `message_count` counts that already.
+    /// The row as it is from here on, and what is said in it: `message_count` counts that already. Whoever
+    /// waits in one that is closed with it waits in vain.
     Change {
         /// The row.
         conversation: Box<Conversation>,

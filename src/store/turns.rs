@@ -127,7 +127,11 @@ impl Turns {
     }
 
     /// Whether a creation gets its turn, and how; nothing is changed yet.
-    pub(super) fn admit(&self, new: &NewRun, now: Timestamp) -> std::result::Result<Admission, CreateOutcome> {
+    pub(super) fn admit(
+        &self,
+        new: &NewRun,
+        now: Timestamp,
+    ) -> std::result::Result<Admission, CreateOutcome> {
         let Some(turn) = new.turn else { return Ok(Admission::none()) };
         let held = self.held.get(&turn.conversation_id).ok_or(CreateOutcome::ConversationGone)?;
         let mut after = held.conversation.clone();

@@ -47,9 +47,38 @@ fn own(operation_id: &str) -> &'static [E] {
         "list_agent_versions" | "list_run_log" | "list_run_steps" | "stream_run_events" => {
             &[E::NotFound, E::InvalidCursor, E::ValidationFailed, E::UnknownField]
         }
-        "create_run" => &[E::NotFound, E::AgentArchived, E::InvalidCursor, E::ValidationFailed],
+        "create_conversation" => &[E::NotFound, E::AgentArchived, E::ValidationFailed],
+        "list_conversations" => &[E::InvalidCursor, E::ValidationFailed, E::UnknownField],
+        "get_conversation" => &[E::NotFound, E::UnknownField],
+        "update_conversation" | "close_conversation" => &[E::NotFound, E::ValidationFailed],
+        "delete_conversation" => &[E::NotFound, E::ConversationBusy, E::ValidationFailed],
+        "keep_conversation" => {
+            &[E::NotFound, E::ConversationClosed, E::ConversationExpired, E::ValidationFailed]
+        }
+        "post_message" => &[
+            E::NotFound,
+            E::ConversationBusy,
+            E::ConversationClosed,
+            E::ConversationExpired,
+            E::AlreadyDecided,
+            E::RunEnded,
+            E::ValidationFailed,
+        ],
+        "list_messages" | "stream_conversation_events" => {
+            &[E::NotFound, E::InvalidCursor, E::ValidationFailed, E::UnknownField]
+        }
+        "create_run" | "create_conversation_run" | "complete_conversation" => &[
+            E::NotFound,
+            E::AgentArchived,
+            E::ConversationBusy,
+            E::ConversationClosed,
+            E::ConversationExpired,
+            E::InvalidCursor,
+            E::BudgetExhausted,
+            E::ValidationFailed,
+        ],
         "cancel_run" => &[E::NotFound, E::ValidationFailed],
-        "post_tool_result" | "decide_approval" => {
+        "post_tool_result" | "post_conversation_tool_result" | "decide_approval" => {
             &[E::NotFound, E::AlreadyDecided, E::RunEnded, E::ValidationFailed]
         }
         "fork_run" => &[E::NotFound, E::AgentArchived, E::ValidationFailed],

@@ -7,8 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::domain::agent::Agent;
+use crate::domain::conversation::Conversation;
+use crate::domain::conversation::message::Message;
 use crate::domain::event::Entry;
-use crate::domain::ids::{AgentId, CallId, NodeId, RunId, WorkspaceId};
+use crate::domain::ids::{AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
 use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
@@ -117,6 +119,53 @@ impl Store for Down {
         down()
     }
     async fn recent_durations(&self, _: WorkspaceId, _: &AgentId) -> Result<Vec<i64>> {
+        down()
+    }
+    async fn insert_conversation(
+        &self,
+        _: &Conversation,
+        _: Option<&NewKey>,
+    ) -> Result<Written<()>> {
+        down()
+    }
+    async fn load_conversation(
+        &self,
+        _: WorkspaceId,
+        _: ConversationId,
+    ) -> Result<Option<Conversation>> {
+        down()
+    }
+    async fn list_conversations(
+        &self,
+        _: WorkspaceId,
+        _: Option<&AgentId>,
+        _: &Page<ConversationId>,
+    ) -> Result<Listed<Conversation>> {
+        down()
+    }
+    async fn converse(&self, _: ConversationWrite) -> Result<ConversationOutcome> {
+        down()
+    }
+    async fn read_messages(
+        &self,
+        _: WorkspaceId,
+        _: ConversationId,
+        _: MessageRange,
+    ) -> Result<Vec<Message>> {
+        down()
+    }
+    async fn message_index(
+        &self,
+        _: WorkspaceId,
+        _: ConversationId,
+        _: MessageId,
+    ) -> Result<Option<i32>> {
+        down()
+    }
+    async fn to_be_cancelled(&self, _: i64) -> Result<Vec<(WorkspaceId, RunId)>> {
+        down()
+    }
+    async fn sweep_conversations(&self, _: ConversationSweep) -> Result<Swept<()>> {
         down()
     }
     async fn register_node(&self, _: NodeId, _: Timestamp) -> Result<()> {

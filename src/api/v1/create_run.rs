@@ -136,8 +136,7 @@ pub async fn create_run(
                 let turn = state.app.turn_in(&caller, conversation_id, on_busy).await;
                 let turn = turn.map_err(named_in_body)?;
                 if turn.conversation.agent_id != agent.agent.agent_id {
-                    let message =
-                        format!("is a conversation with {}", turn.conversation.agent_id);
+                    let message = format!("is a conversation with {}", turn.conversation.agent_id);
                     return Err(AppError::invalid("/conversation_id", message).into());
                 }
                 request.turn = Some(turn);

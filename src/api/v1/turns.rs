@@ -301,7 +301,8 @@ fn read_question(
     let question: Complete = body.read_or_empty()?;
     let wait = query.read::<WaitQuery>()?.wait;
     let said_how_long = wait.is_some() || accept::preferred_wait(headers).is_some();
-    let wait = if said_how_long { reply::wait(wait.as_deref(), headers)? } else { accept::MAX_WAIT };
+    let wait =
+        if said_how_long { reply::wait(wait.as_deref(), headers)? } else { accept::MAX_WAIT };
     let said = |content| vec![InputMessage { role: Role::User, content }];
     let asked = Asked {
         input: question.content.map(|content| match content {

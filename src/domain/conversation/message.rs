@@ -155,11 +155,7 @@ impl Message {
 
 impl MessageCall {
     fn turn(self) -> CallTurn {
-        CallTurn {
-            call_id: self.call_id.to_string(),
-            tool: self.tool,
-            arguments: self.arguments,
-        }
+        CallTurn { call_id: self.call_id.to_string(), tool: self.tool, arguments: self.arguments }
     }
 }
 
@@ -186,7 +182,12 @@ pub struct Ended {
 impl Spoken {
     /// What these events, which `folded` has taken in, mean for the run's conversation: a step that is
     /// over leaves its messages behind, with every call answered; a run that is over ends its turn.
-    pub fn of(folded: &Folded, run_id: RunId, events: &[Event], at: Timestamp) -> Option<Box<Self>> {
+    pub fn of(
+        folded: &Folded,
+        run_id: RunId,
+        events: &[Event],
+        at: Timestamp,
+    ) -> Option<Box<Self>> {
         let conversation_id = folded.conversation_id?;
         let mut messages = Vec::new();
         let mut ended = None;

@@ -137,7 +137,8 @@ pub enum Turn {
     Waiting,
     /// It waits for the end of the run that it interrupts, and comes next.
     Interrupting,
-    /// It waited to interrupt, and somebody else came to do so after it: it is to be cancelled.
+    /// It waited, and its turn will never come: somebody else came to interrupt after it, or the
+    /// conversation was closed. It is to be cancelled.
     Superseded,
 }
 

@@ -292,7 +292,10 @@ impl PostgresStore {
         Ok(page.finish(conversations?))
     }
 
-    pub(super) async fn converse_in(&self, write: &ConversationWrite) -> Result<ConversationOutcome> {
+    pub(super) async fn converse_in(
+        &self,
+        write: &ConversationWrite,
+    ) -> Result<ConversationOutcome> {
         let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
         lease.begin().await.map_err(failure::of_read)?;
         let outcome = converse(&mut lease, write).await;
@@ -404,6 +407,9 @@ async fn converse(lease: &mut Lease<'_>, write: &ConversationWrite) -> Result<Co
         ConversationDecision::Refuse(refusal) => return Ok(ConversationOutcome::Refused(refusal)),
         ConversationDecision::Change { conversation, messages } => {
             change(lease, &conversation).await?;
+            if before.closed_at.is_none() && conversation.closed_at.is_some() {
+                turns::dismiss(lease, before.conversation_id).await?;
+            }
             let first = before.message_count;
             let said = (first..).zip(messages).map(|(index, m)| (before.conversation_id, index, m));
             turns::say(lease, &said.collect::<Vec<_>>()).await?;

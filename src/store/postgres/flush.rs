@@ -275,7 +275,8 @@ async fn flush_turns(
         outcome(lease, batch, &done, |new| told(new).unwrap_or(CreateOutcome::Created)).await?;
     for (new, outcome) in batch.creates.iter().zip(&mut outcome.creates) {
         // A key that is taken says more than why there is no second turn.
-        if let (CreateOutcome::AgentMoved, Some(why)) = (&*outcome, refused.remove(&new.row.run_id)) {
+        if let (CreateOutcome::AgentMoved, Some(why)) = (&*outcome, refused.remove(&new.row.run_id))
+        {
             *outcome = why;
         }
     }

@@ -109,24 +109,39 @@ cross join lateral (
     limit 1
 ) r";
 
-/// By `runs_waiting_turn`, whose rows are few, and primary keys. 4 is a run that has been asked.
+/// By `runs_overtaken`, whose rows are few, and primary keys. 4 is a run that has been asked.
 const TO_BE_CANCELLED: &str = "\
 select w.workspace_id, w.run_id
 from runs w
-join conversations c
-on c.conversation_id = w.conversation_id
-where w.turn > 1
-and (w.turn = 4 or c.closed_at is not null)
+where w.turn = 4
+and w.turn > 2
 union all
 select a.workspace_id, a.run_id
 from runs w
-join conversations c
-on c.conversation_id = w.conversation_id
-join runs a
-on a.run_id = c.active_run_id
+cross join lateral (
+    select c.active_run_id
+    from conversations c
+    where c.conversation_id = w.conversation_id
+    limit 1
+) c
+cross join lateral (
+    select a.workspace_id, a.run_id
+    from runs a
+    where a.run_id = c.active_run_id
+    and a.status in (1, 2, 3)
+    limit 1
+) a
 where w.turn = 3
-and a.status in (1, 2, 3)
+and w.turn > 2
 limit $1";
+
+/// By `runs_waiting_turn`.
+const DISMISS: &str = "\
+update runs
+set turn = 4
+where conversation_id = $1
+and turn in (2, 3)
+and turn > 1";
 
 type SqlResult<T> = std::result::Result<T, sqlx::Error>;
 
@@ -220,6 +235,12 @@ pub(super) async fn say(
     Ok(())
 }
 
+/// Whoever waits in a conversation waits in vain: it was closed, in the open transaction.
+pub(super) async fn dismiss(lease: &mut Lease<'_>, id: ConversationId) -> Result<()> {
+    lease.change(sqlx::query(DISMISS).bind(id.uuid())).await.map_err(failure::of_part)?;
+    Ok(())
+}
+
 /// How runs entered their conversations, for a flush whose answer was lost.
 pub(super) async fn entrances(
     lease: &mut Lease<'_>,
@@ -250,8 +271,7 @@ fn waiting(row: &PgRow) -> Result<Waiting> {
     let value = failure::of_value;
     let conversation_id = row.try_get("conversation_id").map_err(value)?;
     let run_id = row.try_get("run_id").map_err(value)?;
-    let (seq, kind) =
-        (row.try_get("seq").map_err(value)?, row.try_get("kind").map_err(value)?);
+    let (seq, kind) = (row.try_get("seq").map_err(value)?, row.try_get("kind").map_err(value)?);
     Ok(Waiting {
         conversation_id: ConversationId::from_uuid(conversation_id),
         run_id: RunId::from_uuid(run_id),

@@ -96,14 +96,17 @@ macro_rules! messages {
         concat!(
             "\
 select m.message_index, m.data
-from conversations c
-cross join conversation_messages m
-on m.conversation_id = c.conversation_id
-where c.workspace_id = ?1
-and c.conversation_id = ?2
-and c.deleted_at is null
+from conversation_messages m
+where m.conversation_id = ?2
 and m.message_index > ?3
 and m.message_index < ?4
+and exists (
+    select 1
+    from conversations c
+    where c.workspace_id = ?1
+    and c.conversation_id = ?2
+    and c.deleted_at is null
+)
 order by m.message_index ",
             $order,
             "
@@ -345,6 +348,9 @@ async fn apply(
         ConversationDecision::Refuse(refusal) => return Ok(ConversationOutcome::Refused(refusal)),
         ConversationDecision::Change { conversation, messages } => {
             change(connection, &conversation).await?;
+            if before.closed_at.is_none() && conversation.closed_at.is_some() {
+                turns::dismiss(connection, before.conversation_id).await?;
+            }
             let first = before.message_count;
             let said = (first..).zip(messages).map(|(index, m)| (before.conversation_id, index, m));
             turns::say(connection, &said.collect::<Vec<_>>()).await?;

@@ -56,17 +56,16 @@ use crate::domain::agent::Agent;
 use crate::domain::conversation::Conversation;
 use crate::domain::conversation::message::Message;
 use crate::domain::event::Entry;
-use crate::domain::ids::{
-    AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId,
-};
+use crate::domain::ids::{AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
 use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
-    Batch, BatchOutcome, Claim, ConversationOutcome, ConversationSweep, ConversationWrite, Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow,
-    KeySweep, LogRange, MessageRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord,
-    RunSweep, Store, StoreError, Swept, SweptDeltas, Transfer, Written,
+    Batch, BatchOutcome, Claim, ConversationOutcome, ConversationSweep, ConversationWrite,
+    Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow, KeySweep, LogRange,
+    MessageRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord, RunSweep,
+    Store, StoreError, Swept, SweptDeltas, Transfer, Written,
 };
 use checkpoint::Checkpoints;
 use connect::Lock;

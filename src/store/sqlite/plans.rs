@@ -4,7 +4,8 @@
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
 use super::{
-    actions, conversations, events, families, flush, guest, list, log, nodes, retention, runs, turns,
+    actions, conversations, events, families, flush, guest, list, log, nodes, retention, runs,
+    turns,
 };
 
 const SCHEMA: [&str; 5] = [

@@ -99,25 +99,31 @@ from jsonb_each(?1) v
 cross join runs r
 on r.run_id = unhex(v.value ->> 0)";
 
-/// By `runs_waiting_turn`, whose rows are few, and primary keys. 4 is a run that has been asked.
+/// By `runs_overtaken`, whose rows are few, and primary keys. 4 is a run that has been asked.
 const TO_BE_CANCELLED: &str = "\
 select w.workspace_id, w.run_id
-from runs w indexed by runs_waiting_turn
-cross join conversations c
-on c.conversation_id = w.conversation_id
-where w.turn > 1
-and (w.turn = 4 or c.closed_at is not null)
+from runs w indexed by runs_overtaken
+where w.turn = 4
+and w.turn > 2
 union all
 select a.workspace_id, a.run_id
-from runs w indexed by runs_waiting_turn
+from runs w indexed by runs_overtaken
 cross join conversations c
 on c.conversation_id = w.conversation_id
 cross join runs a
 on a.run_id = c.active_run_id
 where w.turn = 3
-and w.turn > 1
+and w.turn > 2
 and a.status in (1, 2, 3)
 limit ?1";
+
+/// By `runs_waiting_turn`.
+const DISMISS: &str = "\
+update runs indexed by runs_waiting_turn
+set turn = 4
+where conversation_id = ?1
+and turn in (2, 3)
+and turn > 1";
 
 /// Conversations, in the writer's turn.
 pub(super) async fn look(
@@ -231,6 +237,12 @@ fn names(ids: &[ConversationId]) -> Table {
     names
 }
 
+/// Whoever waits in a conversation waits in vain: it was closed, in the writer's turn.
+pub(super) async fn dismiss(connection: &mut SqliteConnection, id: ConversationId) -> Result<()> {
+    sqlx::query(DISMISS).bind(id.uuid()).execute(connection).await.map_err(failure::of)?;
+    Ok(())
+}
+
 /// How runs entered their conversations, for a flush whose answer nobody heard.
 pub(super) async fn entrances(
     connection: &mut SqliteConnection,
@@ -291,4 +303,4 @@ pub(super) async fn to_be_cancelled(
 /// For `plans.rs`.
 #[cfg(test)]
 pub(super) const STATEMENTS: &[&str] =
-    &[LOOK, NEXT, SUPERSEDE, PLACE, UPDATE, SAY, ENTERED, TO_BE_CANCELLED];
+    &[LOOK, NEXT, SUPERSEDE, PLACE, UPDATE, SAY, ENTERED, TO_BE_CANCELLED, DISMISS];

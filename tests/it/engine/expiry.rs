@@ -100,6 +100,7 @@ impl Stage {
         let request = RunRequest {
             input: Input::Text("Go".to_owned()),
             config: RunConfig::default(),
+            turn: None,
             end_user_id: None,
             metadata: std::collections::BTreeMap::new(),
         };

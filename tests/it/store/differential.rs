@@ -394,7 +394,7 @@ impl Play {
                 known.due = Some(due);
             }
         }
-        assert_eq!(outcome, GuestOutcome::Done { node_id: known.node, appended });
+        assert_eq!(outcome, GuestOutcome::Done { node_id: known.node, appended, promoted: false });
     }
 
     async fn finish(&mut self, run: u32) {

@@ -134,6 +134,8 @@ pub fn new_run(n: u32) -> NewRun {
             parent_run_id: None,
             forked_from_run_id: None,
             end_user_id: None,
+            past: None,
+            cost_ceiling: None,
             created_at: at(i64::from(n)),
             started_at: None,
             completed_at: None,
@@ -147,6 +149,7 @@ pub fn new_run(n: u32) -> NewRun {
         },
         first: queued(run),
         copied: Vec::new(),
+        turn: None,
         key: None,
     }
 }
@@ -174,6 +177,7 @@ pub fn update(status: RunStatus, fact_seq: i32) -> RunUpdate {
         started_at: Some(at(50)),
         completed_at: None,
         actions: None,
+        spoken: None,
         owner: Owner::Keep,
     }
 }

@@ -43,7 +43,10 @@ async fn a_guest_raises_rev_and_the_driver_is_behind(store: SharedStore) {
     append_to(&store, 1, 1, vec![delta(run_id(1), 2, "a")], None).await;
     let outcome = visit(&store, 1, None, cancel(1, 2)).await.unwrap();
     let facts = vec![cancelling(run_id(1), 3)];
-    assert_eq!(outcome, GuestOutcome::Done { node_id: Some(node(1)), appended: facts });
+    assert_eq!(
+        outcome,
+        GuestOutcome::Done { node_id: Some(node(1)), appended: facts, promoted: false }
+    );
     let after = row(&store, 1).await;
     assert_eq!((after.rev, after.node_id), (2, Some(node(1))));
     assert_eq!((after.status, after.fact_seq), (RunStatus::Cancelling, 3));
@@ -79,7 +82,10 @@ async fn a_guest_that_decides_nothing_changes_nothing_but_binds_its_key(store: S
     let before = row(&store, 1).await;
     let new = key("k", "seen");
     let outcome = visit(&store, 1, Some(new.clone()), GuestDecision::Nothing).await.unwrap();
-    assert_eq!(outcome, GuestOutcome::Done { node_id: Some(node(1)), appended: vec![] });
+    assert_eq!(
+        outcome,
+        GuestOutcome::Done { node_id: Some(node(1)), appended: vec![], promoted: false }
+    );
     assert_eq!(row(&store, 1).await, before);
     let bound = store.find_key(&new.key).await.unwrap().unwrap();
     assert_eq!(bound.resource, "seen");
@@ -194,7 +200,7 @@ async fn an_erased_run_is_gone_but_its_id_is_not_free(store: SharedStore) {
     let entries = vec![delta(run_id(1), 2, "a"), completed(run_id(1), 3)];
     append_to(&store, 1, 1, entries, Some(ends(3))).await;
     let erased = visit(&store, 1, None, GuestDecision::Erase { at: at(7) }).await.unwrap();
-    assert_eq!(erased, GuestOutcome::Done { node_id: None, appended: vec![] });
+    assert_eq!(erased, GuestOutcome::Done { node_id: None, appended: vec![], promoted: false });
     assert_eq!(store.load_run(HOME, run_id(1)).await.unwrap(), None);
     assert_eq!(store.read_log(HOME, run_id(1), ALL).await.unwrap(), None);
     assert_eq!(store.read_facts(HOME, run_id(1), 0).await.unwrap(), []);

@@ -41,7 +41,7 @@ async fn nodes_that_share_keys_do_not_deadlock() {
                     made.push(match outcome {
                         CreateOutcome::Created => (name, run_id),
                         CreateOutcome::KeyTaken(row) => (name, row.resource),
-                        CreateOutcome::AgentMoved => panic!("nobody moved the agent"),
+                        other => panic!("nobody moved the agent: {other:?}"),
                     });
                 }
             }

@@ -66,6 +66,8 @@ pub fn run(owner: Option<NodeId>) -> NewRun {
             parent_run_id: None,
             forked_from_run_id: None,
             end_user_id: None,
+            past: None,
+            cost_ceiling: None,
             created_at: NOW,
             started_at: None,
             completed_at: None,
@@ -80,6 +82,7 @@ pub fn run(owner: Option<NodeId>) -> NewRun {
         // The store does not read events: any fact will do.
         first: fact(run_id, 1),
         copied: Vec::new(),
+        turn: None,
         key: None,
     }
 }
@@ -120,6 +123,7 @@ pub fn update(fact_seq: i32) -> RunUpdate {
         started_at: Some(NOW),
         completed_at: None,
         actions: None,
+        spoken: None,
         owner: Owner::Keep,
     }
 }
