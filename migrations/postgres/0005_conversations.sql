@@ -2,7 +2,7 @@
 -- migration of the same number makes the same tables, columns and indexes.
 
 -- Locked by whoever begins a turn in it, ends one or posts to it: active_run_id, queued_runs and
--- message_count change only under that lock.
+-- message_count change only under that lock. system_prompt is JSON: Postgres has no U+0000 in a text.
 create table conversations (
     conversation_id uuid not null primary key,
     workspace_id int not null,

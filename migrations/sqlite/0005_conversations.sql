@@ -1,6 +1,7 @@
 -- Conversations: runs of one agent that come one after another and remember each other. The Postgres
 -- migration of the same number makes the same tables, columns and indexes.
 
+-- system_prompt is JSON: Postgres has no U+0000 in a text.
 create table conversations (
     conversation_id blob not null primary key,
     workspace_id integer not null,

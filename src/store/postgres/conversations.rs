@@ -376,7 +376,7 @@ async fn insert_in(
         .bind(conversation.conversation_id.uuid())
         .bind(conversation.workspace_id.0)
         .bind(conversation.agent_id.as_str())
-        .bind(conversation.system_prompt.as_deref())
+        .bind(rows::prompt_text(conversation)?)
         .bind(rows::json("a conversation's parameters", &conversation.parameters)?)
         .bind(rows::json("a conversation's metadata", &conversation.metadata)?)
         .bind(conversation.timeout_seconds.map(rows::stored_seconds))
