@@ -200,11 +200,8 @@ impl Log {
             self.spoke(conversation_id);
         }
         if turn == Turn::Interrupting {
-            // The run is there, whatever becomes of this. Should it fail, or this be the end of the
-            // process, housekeeping comes by once a second.
-            if let Err(error) = self.cancel_overtaken().await {
-                tracing::warn!(%error, "an interrupted run could not be cancelled yet");
-            }
+            // Should this be the end of the process, housekeeping comes by once a second.
+            self.cancel_overtaken().await?;
         }
         Ok(Created::New(Box::new(record)))
     }
