@@ -91,7 +91,7 @@ impl Exchange {
     /// been read to its end.
     pub fn keep(self) {
         if self.is_sound && self.unsent.is_none() {
-            self.pool.keep(self.socket);
+            self.pool.keep(self.socket, Instant::now());
         }
     }
 

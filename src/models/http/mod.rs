@@ -78,8 +78,9 @@ impl Sockets {
 
     /// Closes sockets that no call has used for a while.
     pub fn close_idle(&self) {
+        let now = Instant::now();
         for pool in self.pools.values() {
-            pool.close_idle();
+            pool.close_idle(now);
         }
     }
 }
@@ -134,8 +135,9 @@ impl Endpoint {
         let bytes = serde_json::to_vec(&body)
             .map_err(|_| Fault::broken("could not be sent the request: it is no JSON"))?;
         drop(body);
-        let mut patience = Patience::until(Instant::now() + self.timeouts.first_token);
-        let socket = match self.pool.take() {
+        let now = Instant::now();
+        let mut patience = Patience::until(now + self.timeouts.first_token);
+        let socket = match self.pool.take(now) {
             Some(socket) => socket,
             // It is large, and done before the long wait.
             None => Box::pin(self.connect(patience.end())).await?,
