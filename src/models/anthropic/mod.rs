@@ -51,8 +51,8 @@ impl Model for Anthropic {
     ) -> Result<ModelAnswer, ModelFailure> {
         let mut answer = Answer::default();
         let read = async {
-            let incoming = self.endpoint.post(body(request)).await?;
-            stream::read(incoming, &mut answer, show).await
+            let mut incoming = self.endpoint.post(body(request)).await?;
+            stream::read(&mut incoming, &mut answer, show).await
         };
         read.await.map_err(|fault| fault.at(&self.name))?;
         answer.into_answer(request).map_err(|fault| fault.at(&self.name))

@@ -156,7 +156,7 @@ impl Incoming {
 
     /// Reads the rest of a stream whose end marker has come: a socket whose answer was read to its
     /// end stays warm for the next call. A server that does not end in time loses its socket.
-    pub async fn drain(mut self) {
+    pub async fn drain(&mut self) {
         self.end_within(END_GRACE);
         self.left = self.left.min(MAX_ERROR_BYTES);
         while let Ok(Some(_)) = self.chunk().await {}
@@ -166,7 +166,7 @@ impl Incoming {
     ///
     /// # Errors
     /// As for [`Incoming::chunk`].
-    pub async fn whole(mut self) -> Result<Vec<u8>, Fault> {
+    pub async fn whole(&mut self) -> Result<Vec<u8>, Fault> {
         self.left = MAX_WHOLE_BYTES;
         let mut body = Vec::new();
         while let Some(bytes) = self.chunk().await? {

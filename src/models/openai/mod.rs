@@ -54,8 +54,8 @@ impl Model for OpenAi {
     ) -> Result<ModelAnswer, ModelFailure> {
         let mut answer = Answer::default();
         let read = async {
-            let incoming = self.endpoint.post(body(request, self.token_limit)).await?;
-            stream::read(incoming, &mut answer, show).await
+            let mut incoming = self.endpoint.post(body(request, self.token_limit)).await?;
+            stream::read(&mut incoming, &mut answer, show).await
         };
         read.await.map_err(|fault| fault.at(&self.name))?;
         answer.into_answer(request).map_err(|fault| fault.at(&self.name))
