@@ -1,8 +1,10 @@
 //! An event stream on its way to the socket, on HTTP/1: a cursor that is asked, and shared bytes that
 //! are written. No buffer of its own, and nothing allocated for an event.
 //!
-//! - The body is asked for more only when all that it gave is written: a client that takes nothing
-//!   holds some pages that others share, and reads nothing from the log.
+//! - The body is asked for more only while there is room for what it will give: a client that takes
+//!   nothing holds some pages that others share, and reads nothing from the log. Once asked, it is asked
+//!   until it answers: it may be in the middle of a read, with a turn at the database that others wait
+//!   for.
 //! - What has come at the same time goes in one write: the head, the size of each chunk, the chunks.
 //! - A client that goes away is noticed at once, by the end of what it sends, and its body is dropped.
 //!   What it sends otherwise while it reads, a next request perhaps, is thrown away, and its connection
@@ -26,7 +28,7 @@ use crate::domain::time::Timestamp;
 use super::handover::Framing;
 
 /// Pieces of the body that go in one write: at the beginning there are two, later usually one.
-const MAX_PIECES: usize = 2;
+const MAX_PIECES: usize = 3;
 /// Bytes from which on no other piece is asked for: what is waiting is held until it is written.
 const ENOUGH: usize = 32 * 1024;
 /// Bytes that a client may send while it reads a stream: some requests, sent ahead.
@@ -152,11 +154,8 @@ where
         self.listen(context)
     }
 
-    /// Asks the body for what there is, once everything that it gave is written.
+    /// Asks the body for what there is, while there is room for it.
     fn gather(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if !self.out.takes_more() {
-            return Ok(());
-        }
         while !self.is_over && self.out.has_room() {
             match Pin::new(&mut self.body).poll_frame(context) {
                 // Trailers would be another kind of frame; ours has none.
@@ -196,7 +195,8 @@ where
     }
 }
 
-/// What waits to be written, in this order; only the pieces are chunks.
+/// What waits to be written, in this order; only the pieces are chunks. What comes to it comes behind
+/// what is there, so that some of it may have been written already.
 #[derive(Default)]
 struct Outbox {
     head: Bytes,
@@ -215,12 +215,6 @@ struct Outbox {
 impl Outbox {
     const fn is_empty(&self) -> bool {
         self.head.is_empty() && self.count == 0 && self.last.is_empty()
-    }
-
-    /// Whether nothing of the body is waiting. What is being written has the sizes of its chunks in it,
-    /// and must stay as it is.
-    const fn takes_more(&self) -> bool {
-        self.count == 0 && self.last.is_empty() && self.written == 0
     }
 
     const fn has_room(&self) -> bool {
