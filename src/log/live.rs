@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::domain::event::Entry;
-use crate::domain::ids::{ConversationId, RunId};
+use crate::domain::ids::RunId;
 use crate::shutdown::Tasks;
 use crate::store::{RunRecord, SharedStore};
 
@@ -154,22 +154,6 @@ impl Live {
             let mut state = lock(&watch.state);
             state.ended = None;
             state.tail = None;
-        }
-    }
-
-    /// Forgets how the runs of a conversation ended (it was erased with them).
-    pub fn forget_runs_of(self: &Arc<Self>, conversation_id: ConversationId) {
-        let is_of_it = |run: &RunRecord| run.row.conversation_id == Some(conversation_id);
-        let mut gone = self.shelf.runs(is_of_it);
-        for shard in &self.shards {
-            let shard = lock(shard);
-            let ended = |watch: &&Arc<Watch>| {
-                lock(&watch.state).ended.as_ref().is_some_and(|run| is_of_it(run))
-            };
-            gone.extend(shard.values().filter(ended).map(|watch| watch.run_id));
-        }
-        for run_id in gone {
-            self.forget(run_id);
         }
     }
 

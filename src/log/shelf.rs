@@ -65,13 +65,6 @@ impl Shelf {
         }
     }
 
-    /// Those of the runs that are wanted.
-    pub fn runs(&self, is_wanted: impl Fn(&RunRecord) -> bool) -> Vec<RunId> {
-        let runs = lock(&self.runs);
-        let wanted = runs.things.iter().filter(|(_, thing)| is_wanted(&thing.value));
-        wanted.map(|(run_id, _)| *run_id).collect()
-    }
-
     /// Forgets a run: it was erased here.
     pub fn forget(&self, run_id: RunId) {
         lock(&self.runs).remove(|of| *of == run_id);

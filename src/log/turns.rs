@@ -78,7 +78,6 @@ impl Log {
             quiet_since: None,
             now: self.clock.now(),
         };
-        self.live.forget_runs_of(conversation_id);
         while self.store.sweep_conversations(sweep).await?.more.is_some() {}
         Ok(())
     }
