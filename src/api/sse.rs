@@ -161,7 +161,9 @@ pub struct EventStream {
 impl EventStream {
     /// The answer whose body is the stream.
     pub fn response(self) -> Response {
-        stream_of(Body::from_stream(self.chunks()))
+        let mut response = stream_of(Body::from_stream(self.chunks()));
+        response.extensions_mut().insert(IsStream);
+        response
     }
 
     fn chunks(mut self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
@@ -314,6 +316,10 @@ impl Pace {
         Instant::now() >= self.rotate_at
     }
 }
+/// Stands in the extensions of an answer whose body is a stream: long, and silent most of its time.
+/// The server keeps less memory for one.
+#[derive(Debug, Clone, Copy)]
+pub struct IsStream;
 
 /// A stream that cannot begin now, with a cursor to come back with. An error would tell the same, but
 /// a browser's `EventSource` gives up for good on one.

@@ -203,7 +203,7 @@ impl App {
             change(after, Vec::new())
         });
         let answer = self.change(caller, conversation_id, decide, key).await?;
-        self.log.cancel_overtaken().await?;
+        self.log.cancel_overtaken_soon().await;
         // Those that waited do not any more.
         let value = self.get_conversation(caller, conversation_id).await?;
         Ok(Answer { value, ..answer })

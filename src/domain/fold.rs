@@ -307,6 +307,10 @@ impl Folded {
                 if self.open_step().is_some() || started.step != expected {
                     return Err(unfit());
                 }
+                if self.steps.is_empty() {
+                    // Most runs have one step, and a vector begins with room for four.
+                    self.steps.reserve_exact(1);
+                }
                 self.steps.push(Turn {
                     step: started.step,
                     attempt: started.attempt,

@@ -91,7 +91,7 @@ impl Driver {
                     return self.let_go(due_at, Some(&message)).await.and(Err(Stop::Rest));
                 }
                 Verdict::Again(wait) => {
-                    if !self.pause(wait, step).await? {
+                    if !Box::pin(self.pause(wait, step)).await? {
                         return Ok(());
                     }
                 }
@@ -166,8 +166,9 @@ impl Driver {
                 stop = self.interrupted() => stop,
             };
             let Stop::Look(why) = stop else { return Err(stop) };
-            // The call goes on meanwhile: nobody polls it, but its socket stays open.
-            self.look(why).await?;
+            // The call goes on meanwhile: nobody polls it, but its socket stays open. What is rare is on
+            // the heap: there are as many of these futures as runs.
+            Box::pin(self.look(why)).await?;
             if !self.still_open(step) {
                 return Ok(Waited::Overtaken);
             }
@@ -183,7 +184,7 @@ impl Driver {
                 stop = self.interrupted() => stop,
             };
             let Stop::Look(why) = stop else { return Err(stop) };
-            self.look(why).await?;
+            Box::pin(self.look(why)).await?;
             if !self.still_open(step) {
                 return Ok(false);
             }

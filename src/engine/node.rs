@@ -37,6 +37,7 @@ impl Engine {
                 () = tasks.stopped() => break,
                 () = tokio::time::sleep(pause) => {}
             }
+            self.models.close_idle_sockets();
             let began = Instant::now();
             let lived = self.live_once(&mut observer, tasks).await;
             if let Err(error) = &lived {

@@ -200,8 +200,7 @@ impl Log {
             self.spoke(conversation_id);
         }
         if turn == Turn::Interrupting {
-            // Should this be the end of the process, housekeeping comes by once a second.
-            self.cancel_overtaken().await?;
+            self.cancel_overtaken_soon().await;
         }
         Ok(Created::New(Box::new(record)))
     }

@@ -24,22 +24,22 @@ impl Log {
         loop {
             tokio::select! {
                 () = self.journal.promoted() => self.queued(),
-                () = sleep(LOOK) => {
-                    if let Err(error) = self.cancel_overtaken().await {
-                        tracing::warn!(%error, "overtaken runs could not be cancelled");
-                    }
-                }
+                () = sleep(LOOK) => self.cancel_overtaken_soon().await,
                 () = tasks.stopped() => return,
             }
         }
     }
 
     /// Cancels runs that another one waits to interrupt, those that lost that place to a later one, and
-    /// those that wait in a conversation that was closed.
-    ///
-    /// # Errors
-    /// When the store cannot be read or written: those that are left are found again.
-    pub async fn cancel_overtaken(&self) -> Result<()> {
+    /// those that wait in a conversation that was closed. What cannot be done now, or if this is the end of
+    /// the process, any node does within about a second.
+    pub async fn cancel_overtaken_soon(&self) {
+        if let Err(error) = self.cancel_overtaken().await {
+            tracing::warn!(%error, "overtaken runs could not be cancelled yet");
+        }
+    }
+
+    async fn cancel_overtaken(&self) -> Result<()> {
         let mut last = Vec::new();
         loop {
             let overtaken = self.store.to_be_cancelled(TOLD).await?;
@@ -73,6 +73,7 @@ impl Log {
     /// # Errors
     /// When the store cannot be written.
     pub async fn erase_runs_of(&self, conversation_id: ConversationId) -> Result<()> {
+        self.live.forget_conversation(conversation_id);
         let sweep = ConversationSweep {
             only: Some(conversation_id),
             quiet_since: None,

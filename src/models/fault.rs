@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 use super::sse::TooLong;
@@ -192,9 +191,9 @@ const TOO_LONG: [&str; 10] = [
 ];
 
 /// How long the provider asks to be left alone: `retry-after-ms`, or `retry-after` in seconds or as
-/// a date. A date is compared with the answer's own `date`, so that clocks may differ.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+/// a date. A date is compared with the answer's own `date`, so that clocks may differ. `text` knows the
+/// headers, trimmed.
+pub(super) fn retry_after<'h>(text: impl Fn(&'static str) -> Option<&'h str>) -> Option<Duration> {
     let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds.max(0.0)).ok();
     if let Some(millis) = text("retry-after-ms").and_then(|ms| ms.parse::<f64>().ok()) {
         return seconds(millis / 1000.0);
@@ -274,11 +273,7 @@ mod tests {
     #[test]
     fn a_wish_to_be_left_alone_is_read_in_every_spelling() {
         let read = |pairs: &[(&'static str, &str)]| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in pairs {
-                headers.insert(*name, value.parse().unwrap());
-            }
-            retry_after(&headers)
+            retry_after(|name| pairs.iter().find(|pair| pair.0 == name).map(|pair| pair.1))
         };
         let millis = |ms| Some(Duration::from_millis(ms));
         assert_eq!(read(&[("retry-after", "7")]), millis(7_000));

@@ -137,14 +137,14 @@ pub enum ModelsError {
         /// Which provider.
         provider: String,
     },
-    /// No HTTP client could be made for it.
-    #[error("no HTTP client can be made for provider {provider:?}")]
-    Client {
+    /// TLS cannot be spoken with it.
+    #[error("TLS cannot be spoken with provider {provider:?}")]
+    Tls {
         /// Which provider.
         provider: String,
-        /// For https: usually that this machine has no root certificates.
+        /// Usually that this machine has no root certificates.
         #[source]
-        source: reqwest::Error,
+        source: rustls::Error,
     },
 }
 
@@ -152,6 +152,7 @@ pub enum ModelsError {
 #[derive(Default)]
 pub struct Models {
     providers: BTreeMap<String, Provider>,
+    sockets: http::Sockets,
 }
 
 struct Provider {
@@ -172,26 +173,27 @@ impl Models {
     /// # Errors
     /// A provider cannot be used as it is configured.
     pub fn new(settings: Vec<ProviderSettings>) -> Result<Self, ModelsError> {
-        let mut clients = http::Clients::default();
+        let mut sockets = http::Sockets::default();
         let mut providers = BTreeMap::new();
         for settings in settings {
             if settings.name == BUILTIN || providers.contains_key(&settings.name) {
                 return Err(ModelsError::NameTaken(settings.name));
             }
             let model: Arc<dyn Model> = match settings.wire {
-                Wire::OpenAi => Arc::new(openai::OpenAi::new(&mut clients, &settings)?),
-                Wire::Anthropic => Arc::new(anthropic::Anthropic::new(&mut clients, &settings)?),
+                Wire::OpenAi => Arc::new(openai::OpenAi::new(&mut sockets, &settings)?),
+                Wire::Anthropic => Arc::new(anthropic::Anthropic::new(&mut sockets, &settings)?),
             };
             providers.insert(settings.name, Provider { model, budget: Mutex::default() });
         }
-        Ok(Self { providers })
+        Ok(Self { providers, sockets })
     }
 
     /// One provider with this model, whatever is asked of it.
     #[cfg(test)]
     pub fn only(provider: &str, model: Arc<dyn Model>) -> Self {
         let provider_with_model = Provider { model, budget: Mutex::default() };
-        Self { providers: BTreeMap::from([(provider.to_owned(), provider_with_model)]) }
+        let providers = BTreeMap::from([(provider.to_owned(), provider_with_model)]);
+        Self { providers, sockets: http::Sockets::default() }
     }
 
     /// The model of this name; `None` if its provider is not configured (any more).
@@ -204,6 +206,11 @@ impl Models {
             };
         }
         self.providers.get(&name.provider).map(|provider| Arc::clone(&provider.model))
+    }
+
+    /// Closes sockets that no call has used for a while; to be asked every few seconds.
+    pub fn close_idle_sockets(&self) {
+        self.sockets.close_idle();
     }
 
     /// Counts a call to a provider, first attempts and retries alike; to be told of each one.

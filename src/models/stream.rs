@@ -52,12 +52,12 @@ const EPILOGUE: Duration = Duration::from_secs(5);
 /// The stream broke, fell silent, could not be read, reported an error, or ended before the answer
 /// was whole. What was shown until then stays shown.
 pub(super) async fn read(
-    mut incoming: Incoming,
+    incoming: &mut Incoming,
     decode: &mut dyn Decode,
     show: &mut dyn Show,
 ) -> Result<(), Fault> {
     if incoming.is_json() {
-        let body = incoming.whole().await?;
+        let body = Box::pin(incoming.whole()).await?;
         decode.whole(&body, show)?;
         return if decode.stage() >= Stage::Whole { Ok(()) } else { Err(Fault::cut()) };
     }

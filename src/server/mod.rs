@@ -3,9 +3,12 @@
 //! Nothing is decided here; it only says who knows whom.
 
 mod accept;
+mod connection;
+mod handover;
 mod isolated;
 mod patience;
 mod places;
+mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;

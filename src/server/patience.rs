@@ -12,7 +12,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -32,7 +32,15 @@ pub(super) struct Limits {
 /// Where a connection is, as far as those know who see its requests. Shared by the socket and the
 /// service behind it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Phase(Arc<AtomicU8>);
+pub(super) struct Phase(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// One of the three below.
+    stage: AtomicU8,
+    /// Whether something waits to be written.
+    is_stuck: AtomicBool,
+}
 
 /// A head is awaited, or comes in.
 const HEAD: u8 = 0;
@@ -44,21 +52,27 @@ const IDLE: u8 = 2;
 impl Phase {
     /// A head has come in.
     pub(super) fn busy(&self) {
-        self.0.store(BUSY, Ordering::Relaxed);
+        self.0.stage.store(BUSY, Ordering::Relaxed);
     }
 
     /// The answer is written, or given up.
     pub(super) fn idle(&self) {
-        self.0.store(IDLE, Ordering::Relaxed);
+        self.0.stage.store(IDLE, Ordering::Relaxed);
+    }
+
+    /// Whether the socket did not take all that it was last given.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.0.is_stuck.load(Ordering::Relaxed)
     }
 
     fn get(&self) -> u8 {
-        self.0.load(Ordering::Relaxed)
+        self.0.stage.load(Ordering::Relaxed)
     }
 
     /// The first bytes of the next request.
     fn woken(&self) {
-        let _ = self.0.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
+        let stage = &self.0.stage;
+        let _ = stage.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -129,6 +143,7 @@ impl<S> Patient<S> {
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        self.phase.0.is_stuck.store(written.is_pending(), Ordering::Relaxed);
         if written.is_ready() {
             self.stall = None;
             return written;

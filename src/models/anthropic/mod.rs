@@ -4,11 +4,10 @@ mod body;
 mod decode;
 
 use async_trait::async_trait;
-use reqwest::header::{HeaderMap, HeaderValue};
 
 pub use self::body::body;
 use self::decode::Answer;
-use super::http::{Clients, Endpoint, secret_header};
+use super::http::{Endpoint, Header, Sockets};
 use super::{Model, ModelsError, ProviderSettings, Show, stream};
 use crate::domain::model::{ModelAnswer, ModelRequest};
 use crate::domain::retry::ModelFailure;
@@ -28,18 +27,17 @@ pub struct Anthropic {
 impl Anthropic {
     /// The provider of these settings.
     pub(super) fn new(
-        clients: &mut Clients,
+        sockets: &mut Sockets,
         settings: &ProviderSettings,
     ) -> Result<Self, ModelsError> {
-        let mut headers = HeaderMap::new();
-        headers.insert("anthropic-version", HeaderValue::from_static(VERSION));
+        let mut headers = vec![Header::plain("anthropic-version", VERSION)];
         if let Some(key) = &settings.api_key {
-            headers.insert("x-api-key", secret_header("", key, &settings.name)?);
+            headers.push(Header::secret("x-api-key", "", key, &settings.name)?);
         }
         // Anthropic's own clients take the address without the version: both are understood.
         let has_version = settings.base_url.trim_end_matches('/').ends_with("/v1");
         let path = if has_version { "/messages" } else { "/v1/messages" };
-        let endpoint = Endpoint::new(clients, settings, path, headers)?;
+        let endpoint = Endpoint::new(sockets, settings, path, &headers)?;
         Ok(Self { name: settings.name.clone(), endpoint })
     }
 }
@@ -53,8 +51,8 @@ impl Model for Anthropic {
     ) -> Result<ModelAnswer, ModelFailure> {
         let mut answer = Answer::default();
         let read = async {
-            let incoming = self.endpoint.post(&body(request)).await?;
-            stream::read(incoming, &mut answer, show).await
+            let mut incoming = self.endpoint.post(body(request)).await?;
+            stream::read(&mut incoming, &mut answer, show).await
         };
         read.await.map_err(|fault| fault.at(&self.name))?;
         answer.into_answer(request).map_err(|fault| fault.at(&self.name))

@@ -6,11 +6,10 @@ mod calls;
 mod decode;
 
 use async_trait::async_trait;
-use reqwest::header::{AUTHORIZATION, HeaderMap};
 
 pub use self::body::{TokenLimit, body};
 use self::decode::Answer;
-use super::http::{Clients, Endpoint, secret_header};
+use super::http::{Endpoint, Header, Sockets};
 use super::{Model, ModelsError, ProviderSettings, Show, stream};
 use crate::domain::model::{ModelAnswer, ModelRequest};
 use crate::domain::retry::ModelFailure;
@@ -29,15 +28,15 @@ pub struct OpenAi {
 impl OpenAi {
     /// The provider of these settings.
     pub(super) fn new(
-        clients: &mut Clients,
+        sockets: &mut Sockets,
         settings: &ProviderSettings,
     ) -> Result<Self, ModelsError> {
-        let mut headers = HeaderMap::new();
+        let mut headers = Vec::new();
         if let Some(key) = &settings.api_key {
-            headers.insert(AUTHORIZATION, secret_header("Bearer ", key, &settings.name)?);
+            headers.push(Header::secret("authorization", "Bearer ", key, &settings.name)?);
         }
-        let endpoint = Endpoint::new(clients, settings, "/chat/completions", headers)?;
-        let token_limit = if endpoint.host() == Some(OPENAI_HOST) {
+        let endpoint = Endpoint::new(sockets, settings, "/chat/completions", &headers)?;
+        let token_limit = if endpoint.host() == OPENAI_HOST {
             TokenLimit::MaxCompletionTokens
         } else {
             TokenLimit::MaxTokens
@@ -55,8 +54,8 @@ impl Model for OpenAi {
     ) -> Result<ModelAnswer, ModelFailure> {
         let mut answer = Answer::default();
         let read = async {
-            let incoming = self.endpoint.post(&body(request, self.token_limit)).await?;
-            stream::read(incoming, &mut answer, show).await
+            let mut incoming = self.endpoint.post(body(request, self.token_limit)).await?;
+            stream::read(&mut incoming, &mut answer, show).await
         };
         read.await.map_err(|fault| fault.at(&self.name))?;
         answer.into_answer(request).map_err(|fault| fault.at(&self.name))

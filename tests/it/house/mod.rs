@@ -79,8 +79,8 @@ const KEPT: &[Kept] = &[
     kept(&["utoipa_axum"], &HTTP_ROOMS, "HTTP ends in the api"),
     kept(
         &["reqwest"],
-        &["models", "egress"],
-        "outbound requests have their bounds and gates there",
+        &["egress"],
+        "outbound requests have their gate there; models has a client of its own",
     ),
     kept(&["clap"], &["config", "cli"], "settings are read in config, commands in cli"),
     kept(&["serde_saphyr"], &["config"], "settings are read in config"),

@@ -184,6 +184,18 @@ async fn the_same_socket_serves_the_next_call() {
 }
 
 #[tokio::test]
+async fn a_call_that_waits_is_small() {
+    for kit in KITS {
+        let server = ModelServer::start().await;
+        let model = kit.model(&server, Timeouts::default());
+        let (request, mut shown) = (request(), Shown::default());
+        let call = model.call(&request, &mut shown);
+        // There are as many of them as runs. On the heap it has a timer and a socket besides.
+        assert!(size_of_val(&*call) <= 1024, "{:?}: {} bytes", kit.wire, size_of_val(&*call));
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_is_dropped_closes_its_socket_within_a_second() {
     for kit in KITS {
         let server = ModelServer::start().await;
