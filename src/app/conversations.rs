@@ -467,6 +467,8 @@ impl ConversationRequest {
             "/system_prompt",
             format!("at most {} characters", conversation::MAX_SYSTEM_PROMPT_CHARS),
         );
+        let has_nul = self.system_prompt.as_ref().is_some_and(|prompt| prompt.contains('\0'));
+        problems.require(!has_nul, "/system_prompt", "must not contain U+0000");
         let timeouts = 1..=conversation::MAX_TIMEOUT_SECONDS;
         problems.require(
             self.timeout_seconds.is_none_or(|seconds| timeouts.contains(&seconds)),

@@ -110,7 +110,7 @@ async fn every_end_of_a_turn_has_its_reason(url: String) {
 }
 
 async fn a_provider_s_limits_have_their_reasons(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({})).await;
     models.script(vec![

@@ -7,9 +7,9 @@ use super::{
     call, conversation, get, id, messages, pairs, parked, prompt, said, say, serve,
     serve_with_model, start, turn,
 };
-use crate::support::model_server::{Reply, openai};
+use crate::support::model_server::{Reply, anthropic, openai};
 use crate::support::on_both_databases;
-use crate::support::transcripts::assert_valid_openai;
+use crate::support::transcripts::{assert_valid_anthropic, assert_valid_openai};
 
 on_both_databases! {
     a_run_that_is_cancelled_amid_its_calls_leaves_an_answer_for_each;
@@ -19,6 +19,7 @@ on_both_databases! {
     what_a_run_is_told_on_its_way_enters_the_history;
     a_fork_of_a_turn_reads_what_its_turn_read_and_is_in_no_conversation;
     a_restart_in_the_middle_of_a_turn_loses_and_doubles_no_message;
+    on_the_anthropic_wire_every_history_is_valid_too;
 }
 
 const SLEEPS: &[(&str, &str)] = &[
@@ -44,7 +45,7 @@ async fn assert_goes_on(
 }
 
 async fn a_run_that_is_cancelled_amid_its_calls_leaves_an_answer_for_each(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({})).await;
     models.script(vec![openai::tool_calls(SLEEPS)]);
@@ -64,7 +65,7 @@ async fn a_run_that_is_cancelled_amid_its_calls_leaves_an_answer_for_each(url: S
 }
 
 async fn a_parked_run_that_is_cancelled_leaves_an_answer_for_its_call(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({})).await;
     models.script(vec![openai::tool_calls(&[("ask", "{}"), ("echo", "{\"text\": \"x\"}")])]);
@@ -86,7 +87,7 @@ async fn a_parked_run_that_is_cancelled_leaves_an_answer_for_its_call(url: Strin
 }
 
 async fn a_run_that_expires_amid_its_calls_leaves_an_answer_for_each(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({"parameters": {"timeout_seconds": 1}})).await;
     models.script(vec![openai::tool_calls(SLEEPS)]);
@@ -97,7 +98,7 @@ async fn a_run_that_expires_amid_its_calls_leaves_an_answer_for_each(url: String
 }
 
 async fn a_run_that_fails_leaves_its_question_and_the_next_works(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({})).await;
     models.script(vec![
@@ -127,7 +128,7 @@ async fn a_run_that_fails_leaves_its_question_and_the_next_works(url: String) {
 }
 
 async fn what_a_run_is_told_on_its_way_enters_the_history(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({})).await;
     models.script(vec![openai::tool_calls(&[("ask", "{}")]), openai::text("Done.")]);
@@ -162,7 +163,7 @@ async fn what_a_run_is_told_on_its_way_enters_the_history(url: String) {
 }
 
 async fn a_fork_of_a_turn_reads_what_its_turn_read_and_is_in_no_conversation(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({})).await;
     models.script(vec![openai::text("Blue."), openai::text("Green."), openai::text("Red.")]);
@@ -206,4 +207,42 @@ async fn a_restart_in_the_middle_of_a_turn_loses_and_doubles_no_message(url: Str
         ("assistant", "Yes."),
     ];
     assert_eq!(said(&messages(client, &talk).await), pairs(&expected));
+}
+
+async fn on_the_anthropic_wire_every_history_is_valid_too(url: String) {
+    let (server, models) = serve_with_model(url, "anthropic").await;
+    let client = &server.client;
+    let talk = conversation(client, json!({})).await;
+    let post = async |role: &str, content: &str| {
+        let body = json!({"role": role, "content": content});
+        client.post(&super::at(&talk, "messages"), &body).await.expect(201);
+    };
+    // Begun by the agent, and with instructions between.
+    post("assistant", "Hello! How can I help?").await;
+    models.script(vec![
+        anthropic::text("Of course."),
+        Reply::status(400),
+        anthropic::tool_calls(SLEEPS),
+        anthropic::tool_calls(&[("echo", "{\"text\": \"x\"}")]),
+        anthropic::text("Done."),
+        anthropic::text("Yes."),
+    ]);
+    say(client, &talk, "Help me.").await;
+    post("system", "Be kind.").await;
+    post("assistant", "By the way:").await;
+    post("assistant", "it rains.").await;
+    assert_eq!(turn(client, &talk, &json!({"input": "Fail."})).await["status"], "failed");
+    let run_id = start(client, &talk, &json!({"input": "Sleep."})).await;
+    client.events(&run_id, 0).await.until("tool_call.completed").await;
+    client.post(&format!("/v1/runs/{run_id}/cancel"), &Value::Null).await;
+    assert_eq!(client.wait(&run_id).await["status"], "cancelled");
+    say(client, &talk, "Echo.").await;
+    post("user", "One.").await;
+    post("user", "Two.").await;
+    assert_eq!(turn(client, &talk, &json!({})).await["status"], "completed");
+    let requests = models.requests();
+    assert_eq!(requests.len(), 6);
+    for request in requests {
+        assert_valid_anthropic(&request.body);
+    }
 }

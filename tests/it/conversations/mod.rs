@@ -5,6 +5,7 @@ mod complete;
 mod erase;
 mod events;
 mod history;
+mod hostile;
 mod judge;
 mod keys;
 mod kills;
@@ -12,6 +13,7 @@ mod messages;
 mod money;
 mod resource;
 mod results;
+mod retention;
 mod time;
 mod turns;
 mod window;
@@ -41,12 +43,11 @@ async fn serve(database_url: String) -> (Setup, Server) {
     (setup, server)
 }
 
-/// A server whose agent `a` is played by a model server.
-async fn serve_with_model(database_url: String, provider: &str) -> (Server, ModelServer) {
+/// A server whose agent `a` is played by a model server that speaks `openai` or `anthropic`.
+async fn serve_with_model(database_url: String, kind: &str) -> (Server, ModelServer) {
     let models = ModelServer::start().await;
     let base_url = models.base_url();
-    let yaml =
-        format!("providers:\n  p: {{ kind: openai, base_url: \"{base_url}\", {provider} }}\n");
+    let yaml = format!("providers:\n  p: {{ kind: {kind}, base_url: \"{base_url}\" }}\n");
     let server = Setup::new(database_url, yaml).start().await;
     let mut agent = agent("a");
     agent["model"] = json!("p/m");

@@ -107,7 +107,7 @@ async fn a_run_that_waits_gets_what_is_left_when_its_turn_comes(url: String) {
 }
 
 async fn a_model_without_a_price_is_refused_under_a_cap(url: String) {
-    let (server, _models) = super::serve_with_model(url, "").await;
+    let (server, _models) = super::serve_with_model(url, "openai").await;
     let client = &server.client;
     let capped = json!({"agent_id": "a", "parameters": {"max_cost_usd": 1}});
     let answer = client.post("/v1/conversations", &capped).await;

@@ -76,6 +76,7 @@ async fn what_is_wrong_with_a_new_conversation_is_told_with_its_place(url: Strin
         ("agent_id", Value::Null, "/agent_id"),
         ("system_prompt", json!(7), "/system_prompt"),
         ("system_prompt", json!("p".repeat(100_001)), "/system_prompt"),
+        ("system_prompt", json!("a\u{0}b"), "/system_prompt"),
         ("parameters", json!([]), "/parameters"),
         ("parameters", json!({"max_steps": 0}), "/parameters/max_steps"),
         ("parameters", json!({"temperature": 9}), "/parameters/temperature"),

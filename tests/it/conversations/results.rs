@@ -8,6 +8,7 @@ use crate::support::on_both_databases;
 on_both_databases! {
     a_result_finds_the_run_that_waits_for_it;
     a_result_that_is_posted_again_is_fine_however_far_the_conversation_is;
+    a_result_for_a_child_of_the_turn_s_run_finds_the_child;
 }
 
 async fn a_result_finds_the_run_that_waits_for_it(url: String) {
@@ -68,4 +69,38 @@ async fn a_result_that_is_posted_again_is_fine_however_far_the_conversation_is(u
         let foreign = client.post(&at(&other, "tool-results"), &result("ask", "Fine.")).await;
         assert_refused(&foreign, 404, "not_found");
     }
+}
+
+async fn a_result_for_a_child_of_the_turn_s_run_finds_the_child(url: String) {
+    let (_setup, server) = serve(url).await;
+    let client = &server.client;
+    let mine = json!([{"type": "client", "name": "ask", "description": "Mine.", "parameters": {}}]);
+    let asks = json!([{"tool_calls": [{"tool": "ask", "arguments": {}}]}, {"text": "Asked."}]);
+    let below =
+        json!({"agent_id": "below", "model": "builtin/script", "tools": mine, "script": asks});
+    client.post("/v1/agents", &below).await.expect(201);
+    let tools = json!([{"type": "agent", "name": "help", "agent_id": "below"}]);
+    let calls = json!([{"tool": "help", "arguments": {"input": "Ask."}}]);
+    let script = json!([{"tool_calls": calls}, {"text": "Helped."}]);
+    let above =
+        json!({"agent_id": "above", "model": "builtin/script", "tools": tools, "script": script});
+    client.post("/v1/agents", &above).await.expect(201);
+    let talk = conversation(client, json!({"agent_id": "above"})).await;
+    let run = super::turn(client, &talk, &json!({"input": "Go"})).await;
+    assert_eq!(run["status"], "requires_action", "{run}");
+    let child = run["required_actions"][0]["run_id"].clone();
+    assert_ne!(child, run["run_id"]);
+    let body = json!({"call_id": call(&run, "ask"), "success": true, "result": "Fine."});
+    let path = at(&talk, "tool-results");
+    client.post(&path, &body).await.expect(202);
+    let end = client.events(&id(&run), 0).await.until("run.completed").await.json();
+    assert_eq!(end["result"]["content"], "Helped.");
+    let said = super::said(&super::messages(client, &talk).await);
+    let expected =
+        [("user", "Go"), ("assistant", ""), ("tool", "Asked."), ("assistant", "Helped.")];
+    assert_eq!(said, super::pairs(&expected), "what a child says it says to its parent");
+    // Only the turn's own run is in the conversation.
+    let list = client.get(&format!("/v1/runs?conversation_id={talk}")).await.expect(200);
+    assert_eq!(list["data"].as_array().map(Vec::len), Some(1));
+    client.post(&path, &body).await.expect(202);
 }

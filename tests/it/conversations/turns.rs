@@ -22,7 +22,7 @@ on_both_databases! {
 }
 
 async fn the_second_turn_s_model_reads_the_first(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({})).await;
     models.script(vec![
@@ -76,7 +76,7 @@ async fn the_second_turn_s_model_reads_the_first(url: String) {
 }
 
 async fn a_turn_without_an_input_answers_what_is_there(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let talk = conversation(client, json!({})).await;
     let post = |role: &str, content: &str| {
@@ -176,7 +176,7 @@ async fn a_run_of_the_agent_may_name_its_conversation(url: String) {
 }
 
 async fn instructions_are_appended_and_parameters_are_defaults_below_the_limits(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     models.answer_with(|_| openai::text("Yes."));
     let system =

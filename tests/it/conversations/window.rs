@@ -43,7 +43,7 @@ fn spoken(request: &Request) -> Vec<(String, String)> {
 }
 
 async fn the_oldest_whole_turns_are_left_out_until_the_prompt_fits(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     models.answer_with(|_| openai::text("Yes."));
     let parameters = json!({"max_context_tokens": 700, "tools": []});
@@ -67,7 +67,7 @@ async fn the_oldest_whole_turns_are_left_out_until_the_prompt_fits(url: String) 
 }
 
 async fn a_call_and_its_result_leave_the_window_together(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     let parameters = json!({"max_context_tokens": 700, "tools": ["echo"]});
     let talk = conversation(client, json!({"parameters": parameters})).await;
@@ -87,7 +87,7 @@ async fn a_call_and_its_result_leave_the_window_together(url: String) {
 }
 
 async fn a_turn_that_does_not_fit_fails_and_the_next_works(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     models.answer_with(|_| openai::text("Yes."));
     let parameters = json!({"max_context_tokens": 700, "tools": []});
@@ -110,7 +110,7 @@ async fn a_turn_that_does_not_fit_fails_and_the_next_works(url: String) {
 }
 
 async fn a_provider_that_finds_a_prompt_too_long_is_asked_with_less(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     models.answer_with(|request| {
         let messages = request.body["messages"].as_array().expect("messages");
@@ -212,7 +212,7 @@ async fn a_step_that_is_begun_again_reads_what_it_read_before(url: String) {
 }
 
 async fn instructions_between_two_turns_go_with_the_turn_that_they_stand_before(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     models.answer_with(|_| openai::text("Yes."));
     let parameters = json!({"max_context_tokens": 500, "tools": []});
@@ -235,7 +235,7 @@ async fn instructions_between_two_turns_go_with_the_turn_that_they_stand_before(
 }
 
 async fn the_question_that_is_answered_stays_whatever_stands_behind_it(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     models.answer_with(|_| openai::text("Yes."));
     let parameters = json!({"max_context_tokens": 300, "tools": []});
@@ -266,7 +266,7 @@ async fn the_question_that_is_answered_stays_whatever_stands_behind_it(url: Stri
 }
 
 async fn one_more_turn_of_a_long_conversation_costs_what_one_of_a_short_one_does(url: String) {
-    let (server, models) = serve_with_model(url, "").await;
+    let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
     models.answer_with(|_| openai::text("Yes."));
     let parameters = json!({"max_context_tokens": 20_000, "tools": []});
