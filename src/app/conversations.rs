@@ -159,7 +159,8 @@ impl App {
         Ok(Listed { rows, has_more })
     }
 
-    /// Changes the metadata of a conversation: a key without a value goes, others are set or stay.
+    /// Changes the metadata of a conversation: a key without a value goes, others are set or stay;
+    /// without a patch all of it goes.
     ///
     /// # Errors
     /// [`AppError::NotFound`], [`AppError::Invalid`].
@@ -167,16 +168,16 @@ impl App {
         &self,
         caller: &Caller,
         conversation_id: ConversationId,
-        patch: BTreeMap<String, Option<String>>,
+        patch: Option<BTreeMap<String, Option<String>>>,
         key: Option<&RequestKey>,
     ) -> Result<Answer<ConversationView>, AppError> {
         let before = self.conversation(caller, conversation_id).await?;
         let mut problems = Problems::new();
-        check_metadata(&merged(&before.metadata, &patch), "/metadata", &mut problems);
+        check_metadata(&merged(&before.metadata, patch.as_ref()), "/metadata", &mut problems);
         problems.into_result().map_err(AppError::Invalid)?;
         let decide: ConversationDecide = Arc::new(move |conversation| {
             let mut after = conversation.clone();
-            after.metadata = merged(&conversation.metadata, &patch);
+            after.metadata = merged(&conversation.metadata, patch.as_ref());
             change(after, Vec::new())
         });
         self.change(caller, conversation_id, decide, key).await
@@ -437,8 +438,9 @@ enum Conversed {
 /// Metadata with a merge patch (RFC 7396) over it.
 fn merged(
     before: &BTreeMap<String, String>,
-    patch: &BTreeMap<String, Option<String>>,
+    patch: Option<&BTreeMap<String, Option<String>>>,
 ) -> BTreeMap<String, String> {
+    let Some(patch) = patch else { return BTreeMap::new() };
     let mut after = before.clone();
     for (key, value) in patch {
         match value {
@@ -466,6 +468,8 @@ impl ConversationRequest {
             "/system_prompt",
             format!("at most {} characters", conversation::MAX_SYSTEM_PROMPT_CHARS),
         );
+        let has_nul = self.system_prompt.as_ref().is_some_and(|prompt| prompt.contains('\0'));
+        problems.require(!has_nul, "/system_prompt", "must not contain U+0000");
         let timeouts = 1..=conversation::MAX_TIMEOUT_SECONDS;
         problems.require(
             self.timeout_seconds.is_none_or(|seconds| timeouts.contains(&seconds)),

@@ -34,8 +34,8 @@ const MAX_END_USER_CHARS: usize = 256;
 /// A run to be created.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunRequest {
-    /// What it starts from; empty only for a turn that answers what its conversation holds already.
-    pub input: Input,
+    /// What it starts from; only a turn may have none, to answer what its conversation holds already.
+    pub input: Option<Input>,
     /// The turn that it asks for, in a conversation as it was a moment ago.
     pub turn: Option<Turn>,
     /// What it changes about its agent.
@@ -263,8 +263,9 @@ impl App {
         agent: &agent::Agent,
     ) -> Result<(), Problems> {
         let mut problems = Problems::new();
-        if request.turn.is_none() || !request.input.is_empty() {
-            request.input.check("/input", &mut problems);
+        match &request.input {
+            Some(input) => input.check("/input", &mut problems),
+            None => problems.require(request.turn.is_some(), "/input", "is required"),
         }
         if request.config != RunConfig::default()
             && let Err(found) = request.config.check(&agent.settings, &self.catalogue)
@@ -301,13 +302,14 @@ impl App {
         }
         let own = (config != RunConfig::default())
             .then(|| Plan::new(config.over(&agent.agent.settings), &self.catalogue));
-        let empty = Input::Text(String::new());
+        let input = request.input.take();
+        let has_input = input.is_some();
         let draft = Draft {
             run_id,
             workspace_id: caller.workspace_id,
             agent: &agent.agent,
             plan: own.as_ref().unwrap_or(&agent.plan),
-            input: std::mem::replace(&mut request.input, empty),
+            input: input.unwrap_or(Input::Messages(Vec::new())),
             config,
             end_user_id: request.end_user_id.clone(),
             metadata: request.metadata.clone(),
@@ -318,7 +320,7 @@ impl App {
             at: self.now(),
         };
         let (new, input) = draft.write()?;
-        request.input = input;
+        request.input = has_input.then_some(input);
         Ok(new)
     }
 }

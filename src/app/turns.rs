@@ -9,12 +9,16 @@ use crate::domain::fold::{CallState, Folded};
 use crate::domain::ids::{CallId, ConversationId, MessageId, RunId};
 use crate::domain::message::{Content, Part, Role};
 use crate::domain::run::ActionType;
+use crate::domain::transcript;
 pub use crate::log::{ConversationCursor, Heard};
 use crate::store::{FindTurn, MessageRange, NewTurn, RunRecord, TurnPlace};
 
 use super::idempotency::{Answer, RequestKey};
 use super::runs::RunRequest;
 use super::{App, AppError, Caller};
+
+/// Instructions that may stand behind the question that a turn without an input answers.
+const MAX_INSTRUCTIONS: i64 = 100;
 
 /// A turn that a run asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,7 +71,7 @@ impl App {
     ) -> Result<Answer<RunRecord>, AppError> {
         let turn = request.turn.as_ref().ok_or(AppError::NotFound("conversation"))?;
         let agent = self.current_agent(caller, &turn.conversation.agent_id).await?;
-        if request.input.is_empty() {
+        if request.input.is_none() {
             self.must_wait_for_an_answer(caller, &turn.conversation).await?;
         }
         self.create_run(caller, agent, request, key).await
@@ -87,9 +91,12 @@ impl App {
         if let Err(refusal) = conversation.must_be_open(now) {
             return refuse(refusal);
         }
-        let range = MessageRange { above: -1, below: i32::MAX, limit: 1, descending: true };
+        let (above, below) = (-1, i32::MAX);
+        let range = MessageRange { above, below, limit: MAX_INSTRUCTIONS, descending: true };
         let last = self.store().read_messages(caller.workspace_id, conversation_id, range).await?;
-        match last.first().map(|message| message.role) {
+        // Instructions behind a question do not answer it.
+        let said = last.iter().map(|message| message.role).find(|role| *role != Role::System);
+        match said {
             Some(Role::User | Role::Tool) => Ok(()),
             // While another run is under way the last word is not said.
             _ if conversation.is_busy() => Ok(()),
@@ -110,13 +117,15 @@ impl App {
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
         let conversation = self.conversation(caller, conversation_id).await?;
-        let run_id = match conversation.active_run_id {
-            Some(run_id) => run_id,
-            None => self
-                .last_run_of(caller, conversation_id)
-                .await?
-                .ok_or(AppError::NotFound("call"))?,
+        // A call of a step that is over has its answer among the messages, which knows its run.
+        let answer = answer_id(report.call_id);
+        let answered = self.message(caller, conversation_id, answer).await?;
+        let run_id = match answered.and_then(|message| message.run_id) {
+            Some(run_id) => Some(run_id),
+            None if conversation.active_run_id.is_some() => conversation.active_run_id,
+            None => self.last_run_of(caller, conversation_id).await?,
         };
+        let run_id = run_id.ok_or(AppError::NotFound("call"))?;
         self.post_tool_result(caller, run_id, report, key).await
     }
 
@@ -204,7 +213,7 @@ impl App {
             ..NewMessage::new(
                 answer_id(message.call_id),
                 Role::Tool,
-                message.content.clone(),
+                Content::Text(transcript::text_of(&result(&message.content))),
                 self.now(),
             )
         };

@@ -3,6 +3,8 @@
 //! It is always valid on both wires: every tool call of an assistant turn is answered by the tool
 //! turns right behind it, and no turn is empty.
 
+use serde_json::Value;
+
 use super::fold::{Call, CallState, Folded, Turn as StepTurn};
 use super::message::{Content, Input, Role};
 use super::model::{CallTurn, FinishReason, ModelRequest, ToolChoice, Turn};
@@ -91,9 +93,14 @@ pub fn fewer(folded: &Folded) -> Option<i32> {
     window::fewer(&folded.history, dropped, answered(folded))
 }
 
-/// How many turns of its conversation a run answers: without an input of its own, the newest.
+/// How many turns of its conversation a run answers: without an input of its own the newest, and the
+/// instructions behind it.
 fn answered(folded: &Folded) -> usize {
-    usize::from(folded.input.is_empty())
+    if !folded.input.is_empty() {
+        return 0;
+    }
+    let newest_first = folded.history.turns().iter().rev();
+    newest_first.take_while(|turn| turn.iter().all(Turn::is_system)).count() + 1
 }
 
 fn prompt(plan: &Plan) -> Option<Turn> {
@@ -176,8 +183,7 @@ fn told(turn: &StepTurn, turns: &mut Vec<Turn>) {
 /// What the model gets to read as the answer to a call, and whether it is a failure.
 pub fn answer(call: &Call) -> (String, bool) {
     let (content, is_error) = match &call.state {
-        CallState::Completed(serde_json::Value::String(text)) => (text.clone(), false),
-        CallState::Completed(value) => (value.to_string(), false),
+        CallState::Completed(value) => (text_of(value), false),
         CallState::Failed(error) => (error.clone(), true),
         CallState::Ready | CallState::Waiting(..) | CallState::Started => {
             (NO_ANSWER.to_owned(), true)
@@ -186,6 +192,14 @@ pub fn answer(call: &Call) -> (String, bool) {
     match &call.edited_from {
         Some(_) => (format!("{CHANGED} {}\n{content}", call.arguments), is_error),
         None => (content, is_error),
+    }
+}
+
+/// What the model gets to read as a tool's result.
+pub fn text_of(result: &Value) -> String {
+    match result {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
     }
 }
 

@@ -209,7 +209,7 @@ pub enum GuestDecision {
         /// In order, contiguous.
         facts: Vec<Entry>,
         /// The row as it is then.
-        update: RunUpdate,
+        update: Box<RunUpdate>,
     },
     /// Change nothing, bind no key, and say why.
     Refuse(Refusal),

@@ -168,9 +168,11 @@ pub async fn get_conversation(
 #[serde(deny_unknown_fields)]
 #[schema(as = UpdateConversationRequest, example = json!({"metadata": {"topic": "refund"}}))]
 pub struct UpdateConversation {
-    /// Your own notes, as a JSON Merge Patch: a key with null goes, keys that are left out stay.
-    #[serde(default)]
-    metadata: Option<BTreeMap<String, Option<String>>>,
+    /// Your own notes, as a JSON Merge Patch: a key with null goes, keys that are left out stay; null
+    /// takes back all of them.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
+    metadata: Given<BTreeMap<String, Option<String>>>,
 }
 
 /// Change a conversation
@@ -194,7 +196,11 @@ pub async fn update_conversation(
             let id = conversation_id.id()?;
             let patch = body.read::<UpdateConversation>();
             let patch = state.conversation_first(&caller, id, patch).await?;
-            let patch = patch.metadata.unwrap_or_default();
+            let patch = match patch.metadata {
+                Given::LeftOut => Some(BTreeMap::new()),
+                Given::Null => None,
+                Given::Value(patch) => Some(patch),
+            };
             state.app.patch_conversation(&caller, id, patch, key.as_ref()).await?
         }
     };

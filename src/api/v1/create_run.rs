@@ -162,7 +162,7 @@ fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<Asked, ApiE
         cancel_on_disconnect: run.on_disconnect == Some(OnDisconnect::Cancel),
     };
     let request = RunRequest {
-        input: run.input,
+        input: Some(run.input),
         turn: None,
         config: run.config.unwrap_or_default(),
         end_user_id: run.end_user_id,

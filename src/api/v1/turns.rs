@@ -16,13 +16,14 @@ use crate::api::extract::{JsonBody, PathId};
 use crate::api::query::Query;
 use crate::api::reply::{self, Mode};
 use crate::api::{ApiError, ApiState, accept};
-use crate::app::Caller;
 use crate::app::idempotency::Answer;
 use crate::app::runs::{RunRecord, RunRequest};
+use crate::app::{AppError, Caller};
 use crate::domain::conversation::OnBusy;
 use crate::domain::ids::{ConversationId, MessageId, RunId};
 use crate::domain::message::{Content, Input, InputMessage, Role};
 use crate::domain::money::Usd;
+use crate::domain::problem::Problems;
 use crate::domain::run::{IncompleteReason, ResultView, Run, RunConfig, RunError, RunStatus};
 use crate::domain::usage::Usage;
 
@@ -130,7 +131,7 @@ impl Asked {
     ) -> Result<RunRequest, ApiError> {
         let turn = state.app.turn_in(caller, id, self.on_busy).await?;
         Ok(RunRequest {
-            input: self.input.unwrap_or(Input::Messages(Vec::new())),
+            input: self.input,
             turn: Some(turn),
             config: self.config,
             end_user_id: self.end_user_id,
@@ -299,6 +300,11 @@ fn read_question(
 ) -> Result<(Asked, std::time::Duration), ApiError> {
     create_run::no_list(body.value(), "config")?;
     let question: Complete = body.read_or_empty()?;
+    let mut problems = Problems::new();
+    if let Some(content) = &question.content {
+        content.check("/content", &mut problems);
+    }
+    problems.into_result().map_err(AppError::Invalid)?;
     let wait = query.read::<WaitQuery>()?.wait;
     let said_how_long = wait.is_some() || accept::preferred_wait(headers).is_some();
     let wait =

@@ -59,7 +59,7 @@ fn append(
     }
     let said = Said { run_id, events, at: now };
     let update = RunUpdate::since(&before, folded, said, owner(folded));
-    Ok(GuestDecision::Append { facts, update })
+    Ok(GuestDecision::Append { facts, update: Box::new(update) })
 }
 
 /// The decision to erase: only what has ended can go. `Nothing` says that it has not.

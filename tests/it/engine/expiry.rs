@@ -98,7 +98,7 @@ impl Stage {
         let caller = Caller::open();
         let agent = self.app.current_agent(&caller, &agent.agent_id).await.expect("an agent");
         let request = RunRequest {
-            input: Input::Text("Go".to_owned()),
+            input: Some(Input::Text("Go".to_owned())),
             config: RunConfig::default(),
             turn: None,
             end_user_id: None,

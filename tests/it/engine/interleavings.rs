@@ -374,7 +374,7 @@ impl World<'_> {
         let last = log(self.store, n).await.len() as i32;
         let facts = vec![cancelling(run, last + 1)];
         let change = RunUpdate { owner: Owner::Keep, ..update(RunStatus::Running, last + 1) };
-        let decision = GuestDecision::Append { facts: facts.clone(), update: change };
+        let decision = GuestDecision::Append { facts: facts.clone(), update: Box::new(change) };
         visit(self.store, n, None, decision).await.expect("an answer");
         self.accepted.entry(run).or_default().extend(facts);
     }
@@ -429,7 +429,7 @@ impl World<'_> {
         for n in &self.runs {
             let last = log(self.store, *n).await.len() as i32;
             let facts = vec![cancelling(run_id(*n), last + 1)];
-            let decision = GuestDecision::Append { facts, update: ends(last + 1) };
+            let decision = GuestDecision::Append { facts, update: Box::new(ends(last + 1)) };
             visit(self.store, *n, None, decision).await.expect("an answer");
         }
         for node in &self.nodes {

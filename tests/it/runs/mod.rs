@@ -6,7 +6,7 @@ mod create;
 mod follow;
 mod idempotency;
 mod recover;
-mod retention;
+pub mod retention;
 mod window;
 mod wires;
 

@@ -27,7 +27,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const KEEP: Retention = Retention { run_days: 30, delta_days: 7 };
 
 /// What housekeeping does on this database, which no server uses, when so much time has passed.
-async fn pass_after(url: &str, time: Duration, tasks: &Tasks) -> Pass {
+pub async fn pass_after(url: &str, time: Duration, tasks: &Tasks) -> Pass {
     let store = store::open(url, OpenOptions::default()).await.expect("a store");
     let clock = Clock::manual(Clock::system().now());
     clock.advance(time);

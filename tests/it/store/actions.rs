@@ -70,7 +70,7 @@ async fn open_actions_are_shown_with_their_run_until_they_are_closed(store: Shar
     assert_eq!(shown(&store, 1).await, [call(1), call(2)]);
     let decision = GuestDecision::Append {
         facts: vec![running(run_id(1), 4)],
-        update: asks(4, vec![two, open(1, 3, ActionType::ToolOutcome)]),
+        update: Box::new(asks(4, vec![two, open(1, 3, ActionType::ToolOutcome)])),
     };
     visit(&store, 1, None, decision).await.unwrap();
     assert_eq!(shown(&store, 1).await, [call(2), call(3)]);

@@ -223,7 +223,7 @@ async fn a_batch_that_is_in_is_resolved_to_what_it_did(store: SharedStore) {
     // It stays so when somebody else has written since.
     let decision = GuestDecision::Append {
         facts: vec![cancelling(run_id(1), 4)],
-        update: update(RunStatus::Cancelling, 4),
+        update: Box::new(update(RunStatus::Cancelling, 4)),
     };
     visit(&store, 1, None, decision).await.unwrap();
     assert_eq!(store.resolve(&written).await.unwrap(), Some(outcome));

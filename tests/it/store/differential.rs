@@ -361,7 +361,10 @@ impl Play {
                 owner,
                 ..update(locked.record.row.status, seq)
             };
-            Ok(GuestDecision::Append { facts: vec![cancelling(run_id(run), seq)], update })
+            Ok(GuestDecision::Append {
+                facts: vec![cancelling(run_id(run), seq)],
+                update: Box::new(update),
+            })
         });
         let bound = name.map(|k| key(&k.to_string(), "a guest"));
         let write = || GuestWrite {
@@ -413,7 +416,7 @@ impl Play {
             known.status = RunStatus::Completed;
             known.due = None;
             known.log.push(end.clone());
-            GuestDecision::Append { facts: vec![end], update }
+            GuestDecision::Append { facts: vec![end], update: Box::new(update) }
         };
         known.rev += 1;
         ask!(self, |s| {

@@ -89,7 +89,7 @@ async fn guests_of_a_child_rouse_its_parent_as_its_driver_does(store: SharedStor
     start(&store).await;
     let cancels = |status, seq| GuestDecision::Append {
         facts: vec![cancelling(run_id(2), seq)],
-        update: of_child(1, update(status, seq)),
+        update: Box::new(of_child(1, update(status, seq))),
     };
     visit(&store, 2, None, cancels(RunStatus::Running, 2)).await.unwrap();
     assert_eq!(rouse(&store).await, []);
@@ -99,7 +99,7 @@ async fn guests_of_a_child_rouse_its_parent_as_its_driver_does(store: SharedStor
     assert_eq!(rouse(&store).await, [run_id(1)]);
     let ended = GuestDecision::Append {
         facts: vec![completed(run_id(2), 5)],
-        update: of_child(1, ends(5)),
+        update: Box::new(of_child(1, ends(5))),
     };
     visit(&store, 2, None, ended).await.unwrap();
     assert_eq!(rouse(&store).await, [run_id(1)]);
@@ -123,7 +123,8 @@ async fn a_driven_parent_is_told_by_its_fence_and_one_that_waits_is_due(store: S
 
 async fn a_parent_that_has_ended_is_left_alone(store: SharedStore) {
     start(&store).await;
-    let decision = GuestDecision::Append { facts: vec![completed(run_id(1), 2)], update: ends(2) };
+    let decision =
+        GuestDecision::Append { facts: vec![completed(run_id(1), 2)], update: Box::new(ends(2)) };
     visit(&store, 1, None, decision).await.unwrap();
     end(&store, 2, 1).await;
     let before = row(&store, 1).await;
@@ -183,8 +184,10 @@ async fn what_children_cost_is_kept_with_the_run(store: SharedStore) {
     append_to(&store, 2, 1, vec![running(run_id(2), 2)], Some(with(cost, 2))).await;
     let spent = row(&store, 2).await;
     assert_eq!((spent.children_cost, spent.tree_cost()), (cost, Some(Usd::from_micros(200))));
-    let decision =
-        GuestDecision::Append { facts: vec![cancelling(run_id(2), 3)], update: with(None, 3) };
+    let decision = GuestDecision::Append {
+        facts: vec![cancelling(run_id(2), 3)],
+        update: Box::new(with(None, 3)),
+    };
     visit(&store, 2, None, decision).await.unwrap();
     let spent = row(&store, 2).await;
     assert_eq!((spent.children_cost, spent.tree_cost()), (None, None));

@@ -34,7 +34,7 @@ async fn start(store: &SharedStore) {
 fn cancel(n: u32, seq: i32) -> GuestDecision {
     GuestDecision::Append {
         facts: vec![cancelling(run_id(n), seq + 1)],
-        update: update(RunStatus::Cancelling, seq + 1),
+        update: Box::new(update(RunStatus::Cancelling, seq + 1)),
     }
 }
 
@@ -147,10 +147,10 @@ async fn a_guest_makes_an_unowned_run_due_and_leaves_an_owned_one(store: SharedS
     for n in [1, 2] {
         let decision = GuestDecision::Append {
             facts: vec![running(run_id(n), 2)],
-            update: RunUpdate {
+            update: Box::new(RunUpdate {
                 owner: Owner::DueIfUnowned(at(300)),
                 ..update(RunStatus::Queued, 2)
-            },
+            }),
         };
         visit(&store, n, None, decision).await.unwrap();
     }
@@ -159,7 +159,7 @@ async fn a_guest_makes_an_unowned_run_due_and_leaves_an_owned_one(store: SharedS
     assert_eq!((unowned.node_id, unowned.due_at), (None, Some(at(300))));
     let keeps = GuestDecision::Append {
         facts: vec![running(run_id(2), 3)],
-        update: update(RunStatus::Queued, 3),
+        update: Box::new(update(RunStatus::Queued, 3)),
     };
     visit(&store, 2, None, keeps).await.unwrap();
     assert_eq!(row(&store, 2).await.due_at, Some(at(300)));
@@ -167,7 +167,8 @@ async fn a_guest_makes_an_unowned_run_due_and_leaves_an_owned_one(store: SharedS
 
 async fn a_guest_may_end_a_run_that_nobody_drives(store: SharedStore) {
     start(&store).await;
-    let decision = GuestDecision::Append { facts: vec![completed(run_id(2), 2)], update: ends(2) };
+    let decision =
+        GuestDecision::Append { facts: vec![completed(run_id(2), 2)], update: Box::new(ends(2)) };
     let outcome = visit(&store, 2, None, decision).await.unwrap();
     assert!(matches!(outcome, GuestOutcome::Done { node_id: None, .. }));
     let after = store.load_run(HOME, run_id(2)).await.unwrap().unwrap();
@@ -183,7 +184,7 @@ async fn guests_come_one_after_the_other(store: SharedStore) {
             let seq = locked.record.last_seq + 1;
             Ok(GuestDecision::Append {
                 facts: vec![cancelling(run_id(1), seq)],
-                update: update(RunStatus::Running, seq),
+                update: Box::new(update(RunStatus::Running, seq)),
             })
         });
         GuestWrite { workspace_id: HOME, run_id: run_id(1), key: None, decide }

@@ -130,7 +130,10 @@ async fn meddle(store: &dyn Store, ids: &[ConversationId]) {
                 owner: Owner::Nobody { due_at: None },
                 ..last_words(run_id, id)
             };
-            Ok(GuestDecision::Append { facts: vec![completed(run_id, 2)], update })
+            Ok(GuestDecision::Append {
+                facts: vec![completed(run_id, 2)],
+                update: Box::new(update),
+            })
         });
         let write = GuestWrite { workspace_id: WS, run_id, key: None, decide };
         store.guest(write).await.expect("no deadlock");

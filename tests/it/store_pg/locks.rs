@@ -161,7 +161,7 @@ async fn a_flush_that_waits_for_a_guest_misses_what_the_guest_changed() {
             wait.lock().expect("no panic").recv().expect("a word");
             assert_eq!(locked.record.last_seq, 3);
             assert_eq!(locked.facts.len(), 1);
-            Ok(GuestDecision::Append { facts: vec![fact(run_id, 4)], update: update(4) })
+            Ok(GuestDecision::Append { facts: vec![fact(run_id, 4)], update: Box::new(update(4)) })
         }),
     };
     store.flush(&batch(me, vec![], vec![deltas(run_id, 2..4)])).await.expect("a flush");

@@ -55,7 +55,7 @@ pub fn assert_valid_openai(body: &Value) {
     assert!(open.is_empty(), "a call without its answer: {body}");
 }
 
-fn assert_valid_anthropic(body: &Value) {
+pub fn assert_valid_anthropic(body: &Value) {
     let messages = body["messages"].as_array().expect("messages");
     assert_eq!(messages[0]["role"], "user", "{body}");
     let mut open: Vec<String> = Vec::new();

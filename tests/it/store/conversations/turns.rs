@@ -161,8 +161,10 @@ async fn whoever_interrupts_comes_first_and_takes_the_place_of_another(store: Sh
     assert_eq!((after.active_run_id, after.queued_runs), (Some(run_id(4)), 2));
     assert_eq!(to_be_cancelled(&store).await, [3]);
     // The one that lost its place ends, and it is nobody's turn for that.
-    let gone =
-        GuestDecision::Append { facts: vec![completed(run_id(3), 2)], update: over(3, 1, Some(0)) };
+    let gone = GuestDecision::Append {
+        facts: vec![completed(run_id(3), 2)],
+        update: Box::new(over(3, 1, Some(0))),
+    };
     let ended = visit(&store, 3, None, gone).await.unwrap();
     assert!(matches!(ended, GuestOutcome::Done { promoted: false, .. }), "{ended:?}");
     assert!(to_be_cancelled(&store).await.is_empty());
@@ -229,7 +231,7 @@ async fn a_guest_that_ends_a_run_ends_its_turn(store: SharedStore) {
         if let Some(spoken) = &mut update.spoken {
             spoken.messages = messages;
         }
-        GuestDecision::Append { facts: vec![completed(run_id(n), seq)], update }
+        GuestDecision::Append { facts: vec![completed(run_id(n), seq)], update: Box::new(update) }
     };
     let gone = visit(&store, 2, None, ends(2, 2, vec![])).await.unwrap();
     assert!(matches!(gone, GuestOutcome::Done { promoted: false, .. }), "{gone:?}");
@@ -263,7 +265,7 @@ async fn nobody_begins_in_a_conversation_that_is_closed(store: SharedStore) {
     for n in [2, 3] {
         let gone = GuestDecision::Append {
             facts: vec![completed(run_id(n), 2)],
-            update: over(n, 1, Some(0)),
+            update: Box::new(over(n, 1, Some(0))),
         };
         let gone = visit(&store, n, None, gone).await.unwrap();
         assert!(matches!(gone, GuestOutcome::Done { promoted: false, .. }), "{gone:?}");
