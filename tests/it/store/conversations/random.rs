@@ -120,8 +120,10 @@ impl Asked {
                     return "over".to_owned();
                 }
                 let update = over(*run, *conversation, None);
-                let gone =
-                    GuestDecision::Append { facts: vec![completed(run_id(*run), 2)], update };
+                let gone = GuestDecision::Append {
+                    facts: vec![completed(run_id(*run), 2)],
+                    update: Box::new(update),
+                };
                 format!("{:?}", visit(store, *run, None, gone).await.unwrap())
             }
             Op::Claim { limit } => {
