@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
 use sqlx::Executor as _;
 use stepwell::domain::conversation::message::{Ended, NewMessage, Spoken};
 use stepwell::domain::conversation::{Conversation, OnBusy, Turn};
@@ -19,6 +20,7 @@ use super::sample::*;
 use crate::store::fixtures::{completed, ends, queued};
 use crate::support::postgres;
 use crate::support::proxy::{Loss, Proxy};
+use crate::support::server::Setup;
 
 /// What settles a transaction.
 const COMMIT: &str = "commit";
@@ -87,7 +89,7 @@ async fn live(store: Arc<dyn Store>, ids: Vec<ConversationId>, rounds: usize, n:
     for round in 0..rounds {
         let mut order = ids.clone();
         order.rotate_left((n + round) % ids.len());
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             order.reverse();
         }
         let busy = [OnBusy::Reject, OnBusy::Enqueue, OnBusy::Interrupt];
@@ -229,6 +231,55 @@ async fn two_active_runs_in_one_conversation_are_refused_by_the_database_itself(
     let refused = refused.expect_err("an index");
     let constraint = refused.as_database_error().and_then(|error| error.constraint());
     assert_eq!(constraint, Some("runs_active_turn"));
+}
+
+/// Rows of messages that were read since the database was made.
+async fn messages_read(url: &str) -> i64 {
+    let mut admin = postgres::connect(url).await;
+    // Backends tell what they have read when they end, at the latest.
+    let tell = "select pg_stat_clear_snapshot()";
+    admin.execute(tell).await.expect("a snapshot");
+    let read = "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)
+        from pg_stat_user_tables where relname = 'conversation_messages'";
+    sqlx::query_scalar(read).fetch_one(&mut admin).await.expect("a count")
+}
+
+/// So many posted messages, and then one turn of an agent that reads 1,000 tokens: what the server reads of
+/// them.
+async fn read_by_a_turn_behind(messages: i32) -> i64 {
+    let url = postgres::empty_database().await;
+    let server = Setup::new(&url, "").start().await;
+    let client = &server.client;
+    let agent = json!({"agent_id": "a", "model": "builtin/echo", "max_context_tokens": 1_000});
+    client.post("/v1/agents", &agent).await.expect(201);
+    let made = client.post("/v1/conversations", &json!({"agent_id": "a"})).await.expect(201);
+    let id: ConversationId = made["conversation_id"].as_str().expect("an id").parse().expect("one");
+    let decide = Arc::new(move |before: &Conversation| {
+        let mut after = before.clone();
+        after.take_indexes(usize::try_from(messages).expect("a count"));
+        let said = (0..messages).map(|n| {
+            let id = MessageId::from_uuid(stepwell::clock::Clock::system().uuid());
+            let text = format!("What was said in the beginning, and then {n} times.");
+            NewMessage::new(id, Role::User, Content::Text(text), NOW)
+        });
+        let messages = said.collect();
+        ConversationDecision::Change { conversation: Box::new(after), messages }
+    });
+    let write = ConversationWrite { workspace_id: WS, conversation_id: id, key: None, decide };
+    postgres::open(&url).await.converse(write).await.expect("messages");
+    let path = format!("/v1/conversations/{id}/complete");
+    let turn = client.post(&path, &json!({"content": "And now?"})).await.expect(200);
+    assert_eq!(turn["finish_reason"], "stop", "{turn}");
+    assert!(server.terminate().await.success());
+    messages_read(&url).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_more_turn_of_a_long_conversation_reads_no_more_than_its_model_may() {
+    // 1,000 tokens are some 60 of them, and a page is 100.
+    let (short, long) = (read_by_a_turn_behind(200).await, read_by_a_turn_behind(5_000).await);
+    assert!(short >= 60, "{short} rows were read: they are counted");
+    assert!(long <= short + 10, "{long} rows behind 5,000 messages, {short} behind 200");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use stepwell::shutdown::Tasks;
 
 use super::super::{TAKEN_OVER, judge, walker};
 use super::listener::Listener;
@@ -133,7 +134,7 @@ async fn kill_behind(
     request: impl Future<Output = Result<reqwest::Response, reqwest::Error>> + Send + 'static,
     random: &mut Random,
 ) {
-    let sent = tokio::spawn(request);
+    let sent = Tasks::new().spawn(request);
     // The moment is the test.
     tokio::time::sleep(Duration::from_micros(500 + random.below(12_000))).await;
     server.kill();

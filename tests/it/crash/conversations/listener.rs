@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::Method;
+use stepwell::shutdown::Tasks;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -82,7 +83,7 @@ impl Listener {
             heard: Arc::clone(&heard),
             count: Arc::clone(&count),
         };
-        let task = tokio::spawn(reader.follow(first.ok().flatten().expect("a stream")));
+        let task = Tasks::new().spawn(reader.follow(first.ok().flatten().expect("a stream")));
         Self { heard, count, task }
     }
 
