@@ -11,11 +11,11 @@ use crate::model::Answer;
 use crate::server::Server;
 
 /// Turns that are measured around each that is asked for.
-const AROUND: usize = 16;
+const AROUND: usize = 40;
 /// How long all of it may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// What the model reads at most, answer not counted: some fifty turns.
-const WINDOW: u32 = 4_000;
+/// What the model reads at most, answer not counted: fewer than fifty turns.
+const WINDOW: u32 = 1_500;
 
 /// What the turns around one of them took.
 pub struct Talked {
