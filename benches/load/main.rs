@@ -25,6 +25,7 @@ mod machine;
 mod model;
 mod server;
 mod table;
+mod turns;
 mod workloads;
 
 use std::net::SocketAddr;
@@ -40,7 +41,8 @@ use table::{Goal, Row};
 type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The names that `--only` knows.
-const WORKLOADS: &[&str] = &["start", "w1", "w2", "w3", "w3plus", "w4", "w5", "replay", "get"];
+const WORKLOADS: &[&str] =
+    &["start", "w1", "w2", "w3", "w3plus", "w4", "w5", "replay", "get", "turns"];
 
 const W2: Answer = Answer { tokens: 500, delay: 0 };
 const W3: Answer = Answer { tokens: 200, delay: 20 };
@@ -179,6 +181,10 @@ impl Bench<'_> {
             self.say("warming up");
             workloads::wait_for_runs(&server, 16, Duration::from_millis(500)).await?;
             self.on(&server).await?;
+        }
+        if plan.wants("turns") {
+            let server = Server::start(&databases.fresh(self.kind).await?, self.model).await?;
+            self.turns(&server).await?;
         }
         if plan.wants("w5") {
             self.w5(&databases.fresh(self.kind).await?).await?;
@@ -381,6 +387,30 @@ impl Bench<'_> {
             Row::new("W5, from there to a run's end", crashed.rest, "s").goal(rest),
             Row::new("W5, ready until all have ended", crashed.ended, "s"),
         ]);
+        Ok(())
+    }
+
+    /// What one more turn costs, early in a conversation and late, in which the model reads as much as it
+    /// may from the fiftieth turn on.
+    async fn turns(&mut self, server: &Server) -> Fallible<()> {
+        self.say("turns");
+        let mut before = None;
+        for (turn, talked) in turns::talk(server, &[10, 100, 1_000]).await? {
+            let name = format!("turn {turn} of a conversation");
+            let count = talked.took.len() as f64;
+            let took = median(talked.took);
+            let goal = before.map_or(Goal::None, |before| Goal::AtMost(before * 1.5, before * 1.2));
+            self.rows.extend([
+                Row::new(format!("{name}, p50"), took, "ms").goal(goal).used(&[talked.used]),
+                Row::new(format!("{name}, server's CPU"), talked.used.server * 1e3 / count, "ms"),
+            ]);
+            if self.kind == Kind::Postgres {
+                let cpu = talked.used.postgres * 1e3 / count;
+                self.rows.push(Row::new(format!("{name}, Postgres' CPU"), cpu, "ms"));
+            }
+            // The tenth reads less than those that follow.
+            before = (turn >= 100).then_some(took);
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 -- migration of the same number makes the same tables, columns and indexes.
 
 -- Locked by whoever begins a turn in it, ends one or posts to it: active_run_id, queued_runs and
--- message_count change only under that lock.
+-- message_count change only under that lock. system_prompt is JSON: Postgres has no U+0000 in a text.
 create table conversations (
     conversation_id uuid not null primary key,
     workspace_id int not null,
@@ -15,6 +15,7 @@ create table conversations (
     expires_at bigint,
     active_run_id uuid,
     queued_runs int not null,
+    turns int not null,
     message_count int not null,
     cost_micros bigint,
     created_at bigint not null,
@@ -56,10 +57,12 @@ create unique index conversation_messages_by_id on conversation_messages (conver
 
 -- turn: where a run is in its conversation's queue (1 active, 2 waiting, 3 waiting to interrupt, 4 to be
 -- cancelled: another one interrupts, or the conversation was closed); null when it is over, or in none.
+-- turn_no: its place among all that ever asked for a turn in its conversation, from 0.
 -- history_of, history_length: the conversation whose first messages its model reads before its own.
 -- cost_ceiling_micros: what is left of its conversation's money as its turn begins.
 alter table runs
     add column turn smallint,
+    add column turn_no int,
     add column history_of uuid,
     add column history_length int,
     add column cost_ceiling_micros bigint;
@@ -67,10 +70,13 @@ alter table runs
 -- Whatever else may go wrong: never two at once.
 create unique index runs_active_turn on runs (conversation_id) where turn = 1;
 -- Who comes next.
-create index runs_waiting_turn on runs (conversation_id, turn, run_id) where turn > 1;
+create index runs_waiting_turn on runs (conversation_id, turn, turn_no) where turn > 1;
 -- Who interrupts, and who is to be cancelled: few, and not for long.
 create index runs_overtaken on runs (turn, run_id) where turn > 2;
--- The runs of a conversation, in their order. Runs without one are not in it.
+-- The runs of a conversation in the order in which they came into it: ids are made before that, and on
+-- other nodes by other clocks.
+create unique index runs_in_turn on runs (conversation_id, turn_no) where turn_no is not null;
+-- The same for lists, which page by id. Runs without a conversation are not in it.
 create index runs_by_conversation on runs (workspace_id, conversation_id, run_id)
     where conversation_id is not null;
 

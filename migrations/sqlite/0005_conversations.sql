@@ -1,6 +1,7 @@
 -- Conversations: runs of one agent that come one after another and remember each other. The Postgres
 -- migration of the same number makes the same tables, columns and indexes.
 
+-- system_prompt is JSON: Postgres has no U+0000 in a text.
 create table conversations (
     conversation_id blob not null primary key,
     workspace_id integer not null,
@@ -13,6 +14,7 @@ create table conversations (
     expires_at integer,
     active_run_id blob,
     queued_runs integer not null,
+    turns integer not null,
     message_count integer not null,
     cost_micros integer,
     created_at integer not null,
@@ -41,9 +43,11 @@ create unique index conversation_messages_by_id on conversation_messages (conver
 
 -- turn: where a run is in its conversation's queue (1 active, 2 waiting, 3 waiting to interrupt, 4 to be
 -- cancelled: another one interrupts, or the conversation was closed); null when it is over, or in none.
+-- turn_no: its place among all that ever asked for a turn in its conversation, from 0.
 -- history_of, history_length: the conversation whose first messages its model reads before its own.
 -- cost_ceiling_micros: what is left of its conversation's money as its turn begins.
 alter table runs add column turn integer;
+alter table runs add column turn_no integer;
 alter table runs add column history_of blob;
 alter table runs add column history_length integer;
 alter table runs add column cost_ceiling_micros integer;
@@ -51,10 +55,13 @@ alter table runs add column cost_ceiling_micros integer;
 -- Whatever else may go wrong: never two at once.
 create unique index runs_active_turn on runs (conversation_id) where turn = 1;
 -- Who comes next.
-create index runs_waiting_turn on runs (conversation_id, turn, run_id) where turn > 1;
+create index runs_waiting_turn on runs (conversation_id, turn, turn_no) where turn > 1;
 -- Who interrupts, and who is to be cancelled: few, and not for long.
 create index runs_overtaken on runs (turn, run_id) where turn > 2;
--- The runs of a conversation, in their order. Runs without one are not in it.
+-- The runs of a conversation in the order in which they came into it: ids are made before that, and on
+-- other nodes by other clocks.
+create unique index runs_in_turn on runs (conversation_id, turn_no) where turn_no is not null;
+-- The same for lists, which page by id. Runs without a conversation are not in it.
 create index runs_by_conversation on runs (workspace_id, conversation_id, run_id)
     where conversation_id is not null;
 

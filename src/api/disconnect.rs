@@ -5,8 +5,8 @@ use crate::domain::ids::RunId;
 
 use super::ApiState;
 
-/// Cancels the run when dropped before [`OnDisconnect::done`]. Held by whatever answers: hyper drops
-/// it when the connection is gone.
+/// Cancels the run when dropped before [`OnDisconnect::done`]. Held by whatever answers, which is
+/// dropped when the connection is gone.
 pub struct OnDisconnect {
     state: ApiState,
     caller: Caller,

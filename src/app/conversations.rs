@@ -91,6 +91,7 @@ impl App {
             expires_at: None,
             active_run_id: None,
             queued_runs: 0,
+            turns: 0,
             message_count: 0,
             cost: Some(crate::domain::money::Usd::ZERO),
             created_at: now,

@@ -11,7 +11,7 @@ use crate::domain::message::{Content, Part, Role};
 use crate::domain::run::ActionType;
 use crate::domain::transcript;
 pub use crate::log::{ConversationCursor, Heard};
-use crate::store::{MessageRange, NewTurn, RunRecord};
+use crate::store::{FindTurn, MessageRange, NewTurn, RunRecord, TurnPlace};
 
 use super::idempotency::{Answer, RequestKey};
 use super::runs::RunRequest;
@@ -134,7 +134,17 @@ impl App {
         caller: &Caller,
         conversation_id: ConversationId,
     ) -> Result<Option<RunId>, AppError> {
-        Ok(self.log.newest_run_of(caller.workspace_id, conversation_id).await?)
+        let last = self.find_turn(caller, conversation_id, FindTurn::Last).await?;
+        Ok(last.map(|turn| turn.run_id))
+    }
+
+    async fn find_turn(
+        &self,
+        caller: &Caller,
+        conversation_id: ConversationId,
+        find: FindTurn,
+    ) -> Result<Option<TurnPlace>, AppError> {
+        Ok(self.store().find_turn(caller.workspace_id, conversation_id, find).await?)
     }
 
     /// A message of a tool: the result of a call that the active run waits for. It enters the
@@ -245,20 +255,24 @@ impl App {
         let workspace_id = caller.workspace_id;
         let after = match (after, conversation.active_run_id) {
             (Some((run_id, seq)), _) => {
+                let turn = self.find_turn(caller, conversation_id, FindTurn::Of(run_id)).await?;
+                let turn = turn.ok_or(AppError::UnknownCursor)?;
                 let record = self.log.load_run(workspace_id, run_id).await?;
-                let record = record.filter(|r| r.row.conversation_id == Some(conversation_id));
                 let record = record.ok_or(AppError::UnknownCursor)?;
                 if seq > record.last_seq {
                     return Err(AppError::UnknownCursor);
                 }
                 // Behind a final event there is nothing to wait for.
                 let is_read = record.row.status.is_final() && seq == record.last_seq;
-                Some((run_id, if is_read { i32::MAX } else { seq }))
+                Some((turn, if is_read { i32::MAX } else { seq }))
             }
-            (None, Some(active)) => Some((active, 0)),
+            (None, Some(active)) => {
+                let turn = self.find_turn(caller, conversation_id, FindTurn::Of(active)).await?;
+                turn.map(|turn| (turn, 0))
+            }
             (None, None) => {
-                let newest = self.last_run_of(caller, conversation_id).await?;
-                newest.map(|run_id| (run_id, i32::MAX))
+                let last = self.find_turn(caller, conversation_id, FindTurn::Last).await?;
+                last.map(|turn| (turn, i32::MAX))
             }
         };
         Ok(self.log.follow_conversation(workspace_id, conversation_id, after))

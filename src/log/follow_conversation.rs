@@ -1,12 +1,11 @@
-//! A cursor over a conversation: its runs' logs, one after another in the order of their creation, each
-//! complete.
+//! A cursor over a conversation: its runs' logs, one after another in the order in which they entered
+//! it, each complete.
 
 use std::time::Duration;
 
 use crate::domain::conversation::ConversationStatus;
 use crate::domain::ids::{ConversationId, RunId, WorkspaceId};
-use crate::domain::page::{From, Order, Page};
-use crate::store::{Result, RunFilter};
+use crate::store::{FindTurn, TurnPlace};
 
 use super::Log;
 use super::follow::{Cursor, FollowError, Next};
@@ -20,9 +19,9 @@ pub struct ConversationCursor {
     workspace_id: WorkspaceId,
     conversation_id: ConversationId,
     /// The run that is read.
-    reading: Option<(RunId, Cursor)>,
-    /// The last run that was read to its end.
-    behind: Option<RunId>,
+    reading: Option<(TurnPlace, Cursor)>,
+    /// The place of the last run that was read to its end; -1 before the first.
+    behind: i32,
 }
 
 /// What a conversation's cursor comes upon.
@@ -41,51 +40,27 @@ impl Log {
         &self,
         workspace_id: WorkspaceId,
         conversation_id: ConversationId,
-        after: Option<(RunId, i32)>,
+        after: Option<(TurnPlace, i32)>,
     ) -> ConversationCursor {
         let mut cursor = ConversationCursor {
             log: self.clone(),
             workspace_id,
             conversation_id,
             reading: None,
-            behind: None,
+            behind: -1,
         };
         match after {
-            Some((run_id, i32::MAX)) => cursor.behind = Some(run_id),
-            Some((run_id, seq)) => cursor.read(run_id, seq),
+            Some((turn, i32::MAX)) => cursor.behind = turn.turn_no,
+            Some((turn, seq)) => cursor.read(turn, seq),
             None => {}
         }
         cursor
     }
-
-    /// The newest run of a conversation.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn newest_run_of(
-        &self,
-        workspace_id: WorkspaceId,
-        conversation_id: ConversationId,
-    ) -> Result<Option<RunId>> {
-        let page = Page { limit: 1, from: From::Start, order: Order::Desc };
-        self.first_run_of(workspace_id, conversation_id, page).await
-    }
-
-    async fn first_run_of(
-        &self,
-        workspace_id: WorkspaceId,
-        conversation_id: ConversationId,
-        page: Page<RunId>,
-    ) -> Result<Option<RunId>> {
-        let filter = RunFilter { conversation_id: Some(conversation_id), ..RunFilter::default() };
-        let listed = self.store.list_runs(workspace_id, &filter, &page).await?;
-        Ok(listed.rows.first().map(|record| record.row.run_id))
-    }
 }
 
 impl ConversationCursor {
-    fn read(&mut self, run_id: RunId, after: i32) {
-        self.reading = Some((run_id, self.log.follow(self.workspace_id, run_id, after)));
+    fn read(&mut self, turn: TurnPlace, after: i32) {
+        self.reading = Some((turn, self.log.follow(self.workspace_id, turn.run_id, after)));
     }
 
     /// What comes next; waits until there is something. Cancel-safe.
@@ -94,11 +69,11 @@ impl ConversationCursor {
     /// As [`Cursor::next`]; [`FollowError::Gone`] also when the conversation was deleted.
     pub async fn next(&mut self) -> std::result::Result<Heard, FollowError> {
         loop {
-            if let Some((run_id, cursor)) = &mut self.reading {
-                let run_id = *run_id;
+            if let Some((turn, cursor)) = &mut self.reading {
+                let TurnPlace { run_id, turn_no } = *turn;
                 let next = cursor.next().await?;
                 if matches!(&next, Next::Events(page) if page.ends()) {
-                    self.behind = Some(run_id);
+                    self.behind = turn_no;
                     self.reading = None;
                 }
                 return Ok(Heard::Run(run_id, next));
@@ -139,11 +114,10 @@ impl ConversationCursor {
         // In this order: a run that came before the end is found behind it.
         let found = store.load_conversation(self.workspace_id, self.conversation_id).await?;
         let conversation = found.ok_or(FollowError::Gone)?;
-        let from = self.behind.map_or(From::Start, From::After);
-        let page = Page { limit: 1, from, order: Order::Asc };
-        let next = self.log.first_run_of(self.workspace_id, self.conversation_id, page).await?;
-        if let Some(run_id) = next {
-            self.read(run_id, 0);
+        let next = FindTurn::Behind(self.behind);
+        let next = store.find_turn(self.workspace_id, self.conversation_id, next).await?;
+        if let Some(turn) = next {
+            self.read(turn, 0);
             return Ok(Some(true));
         }
         let open = conversation.status(self.log.clock.now()) == ConversationStatus::Open;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::domain::ids::{ConversationId, RunId};
 use crate::shutdown::Tasks;
@@ -21,10 +21,13 @@ impl Log {
     /// Makes runs begin whose turn has come, and stops those that were overtaken, until it is time to
     /// stop.
     pub(super) async fn take_turns(&self, tasks: &Tasks) {
+        // By the clock, not by the last promotion: where turns end all the time somebody must look, too.
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.journal.promoted() => self.queued(),
-                () = sleep(LOOK) => self.cancel_overtaken_soon().await,
+                _ = looks.tick() => self.cancel_overtaken_soon().await,
                 () = tasks.stopped() => return,
             }
         }

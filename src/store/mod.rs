@@ -52,7 +52,7 @@ pub use ear::{Ear, Hint};
 pub use error::StoreError;
 pub use open::{OpenOptions, open};
 pub use retention::{KeySweep, OLDEST, RunSweep, Swept, SweptDeltas};
-pub use turns::{Entrance, NewTurn, Past};
+pub use turns::{Entrance, FindTurn, NewTurn, Past, TurnPlace};
 
 /// The answer of a store.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -535,6 +535,14 @@ pub trait Store: Send + Sync + 'static {
         conversation_id: ConversationId,
         message_id: MessageId,
     ) -> Result<Option<i32>>;
+
+    /// A run of a conversation by its place in it; erased ones are not there.
+    async fn find_turn(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        find: FindTurn,
+    ) -> Result<Option<TurnPlace>>;
 
     /// Runs that somebody's word has ended and that have not been told yet: active ones that another
     /// run waits to interrupt, those that lost that place to a later one, and those that wait in a

@@ -178,6 +178,7 @@ pub(super) struct ConversationFields {
     expires_at: Option<i64>,
     active_run_id: Option<Uuid>,
     queued_runs: i32,
+    turns: i32,
     message_count: i32,
     cost_micros: Option<i64>,
     created_at: i64,
@@ -195,7 +196,9 @@ impl ConversationFields {
             conversation_id: ConversationId::from_uuid(self.conversation_id),
             workspace_id: WorkspaceId(self.workspace_id),
             agent_id: self.agent_id.parse().map_err(|e| corrupt("conversations.agent_id", e))?,
-            system_prompt: self.system_prompt,
+            system_prompt: (self.system_prompt.as_deref().map(serde_json::from_str))
+                .transpose()
+                .map_err(|e| corrupt("conversations.system_prompt", e))?,
             parameters: serde_json::from_str(&self.parameters)
                 .map_err(|e| corrupt("conversations.parameters", e))?,
             metadata: serde_json::from_str(&self.metadata)
@@ -205,12 +208,22 @@ impl ConversationFields {
             expires_at: self.expires_at.map(Timestamp::from_millis),
             active_run_id: self.active_run_id.map(RunId::from_uuid),
             queued_runs: self.queued_runs,
+            turns: self.turns,
             message_count: self.message_count,
             cost: self.cost_micros.map(Usd::from_micros),
             created_at: Timestamp::from_millis(self.created_at),
             last_active_at: Timestamp::from_millis(self.last_active_at),
         })
     }
+}
+
+/// A conversation's own instructions as they are kept: as JSON, for Postgres has no U+0000 in a text.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when they cannot be JSON, which no text can be the reason for.
+pub(super) fn prompt_text(conversation: &Conversation) -> Result<Option<String>> {
+    let prompt = conversation.system_prompt.as_ref();
+    prompt.map(|prompt| json("a conversation's prompt", prompt)).transpose()
 }
 
 /// A message as it is kept: what clients read, but for its place.

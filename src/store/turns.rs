@@ -27,6 +27,26 @@ pub struct NewTurn {
     pub on_busy: OnBusy,
 }
 
+/// A run of a conversation, and its place among those that ever asked for a turn in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TurnPlace {
+    /// Which run.
+    pub run_id: RunId,
+    /// From 0. Whoever has a smaller one entered before, whatever their ids say.
+    pub turn_no: i32,
+}
+
+/// Which run of a conversation to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FindTurn {
+    /// The first behind this place; -1 for the first of all.
+    Behind(i32),
+    /// The last.
+    Last,
+    /// This one.
+    Of(RunId),
+}
+
 /// The messages that a run's model reads before the run's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Past {
@@ -53,6 +73,8 @@ pub(super) struct Placed {
     pub(super) run_id: RunId,
     /// `None`: its turn is over.
     pub(super) turn: Option<Turn>,
+    /// Which turn it is in its conversation, where it has just entered.
+    pub(super) turn_no: Option<i32>,
     pub(super) past: Option<Past>,
     pub(super) cost_ceiling: Option<Usd>,
     /// When an engine must look at it, if that changes.
@@ -60,10 +82,15 @@ pub(super) struct Placed {
 }
 
 impl Placed {
+    /// A run whose turn is over.
+    const fn over(run_id: RunId) -> Self {
+        Self { run_id, turn: None, turn_no: None, past: None, cost_ceiling: None, due_at: None }
+    }
+
     /// A fork of a run that was a turn: its model reads the same, and it is in no conversation.
     pub(super) fn of_fork(new: &NewRun) -> Option<Self> {
         let past = Some(new.row.past?);
-        Some(Self { run_id: new.row.run_id, turn: None, past, cost_ceiling: None, due_at: None })
+        Some(Self { past, ..Self::over(new.row.run_id) })
     }
 }
 
@@ -161,6 +188,8 @@ impl Turns {
         changes.placed.push(Placed {
             run_id: new.row.run_id,
             turn: Some(turn),
+            // It counts this one already.
+            turn_no: Some(after.turns - 1),
             past: entrance.past,
             cost_ceiling: entrance.cost_ceiling,
             due_at: None,
@@ -191,13 +220,7 @@ impl Turns {
         if held.conversation.leave(run_id, ended.cost, spoken.at) {
             held.free = true;
         }
-        changes.placed.push(Placed {
-            run_id,
-            turn: None,
-            past: None,
-            cost_ceiling: None,
-            due_at: None,
-        });
+        changes.placed.push(Placed::over(run_id));
     }
 
     /// Conversations in which the next of those that wait may begin. In one that is closed nobody
@@ -226,6 +249,7 @@ impl Turns {
             changes.placed.push(Placed {
                 run_id: waiting.run_id,
                 turn: Some(entrance.turn),
+                turn_no: None,
                 past: entrance.past,
                 cost_ceiling: entrance.cost_ceiling,
                 due_at: Some(now),

@@ -162,6 +162,14 @@ impl Store for Down {
     ) -> Result<Option<i32>> {
         down()
     }
+    async fn find_turn(
+        &self,
+        _: WorkspaceId,
+        _: ConversationId,
+        _: FindTurn,
+    ) -> Result<Option<TurnPlace>> {
+        down()
+    }
     async fn to_be_cancelled(&self, _: i64) -> Result<Vec<(WorkspaceId, RunId)>> {
         down()
     }

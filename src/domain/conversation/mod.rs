@@ -85,6 +85,8 @@ pub struct Conversation {
     pub active_run_id: Option<RunId>,
     /// Runs that wait for their turn.
     pub queued_runs: i32,
+    /// Turns that were ever asked for and not refused, which is the place of the next.
+    pub turns: i32,
     /// Messages in it, which is the index of the next.
     pub message_count: i32,
     /// What its ended runs cost, with their children; `None` when that is not known of one.
@@ -308,6 +310,7 @@ impl Conversation {
             Turn::Active => self.active_run_id = Some(run_id),
             Turn::Waiting | Turn::Interrupting | Turn::Superseded => self.queued_runs += 1,
         }
+        self.turns = self.turns.saturating_add(1);
         self.touch(now);
         Ok(turn)
     }

@@ -25,6 +25,7 @@ fn conversation() -> Conversation {
         expires_at: None,
         active_run_id: None,
         queued_runs: 0,
+        turns: 0,
         message_count: 0,
         cost: Some(Usd::ZERO),
         created_at: at(0),

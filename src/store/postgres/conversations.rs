@@ -25,17 +25,17 @@ macro_rules! columns {
     () => {
         "\
 c.conversation_id, c.workspace_id, c.agent_id, c.system_prompt, c.parameters, c.metadata,
-    c.timeout_seconds, c.closed_at, c.expires_at, c.active_run_id, c.queued_runs, c.message_count,
-    c.cost_micros, c.created_at, c.last_active_at"
+    c.timeout_seconds, c.closed_at, c.expires_at, c.active_run_id, c.queued_runs, c.turns,
+    c.message_count, c.cost_micros, c.created_at, c.last_active_at"
     };
 }
 pub(super) use columns;
 
 const INSERT: &str = "\
 insert into conversations (conversation_id, workspace_id, agent_id, system_prompt, parameters,
-    metadata, timeout_seconds, closed_at, expires_at, active_run_id, queued_runs, message_count,
-    cost_micros, created_at, last_active_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+    metadata, timeout_seconds, closed_at, expires_at, active_run_id, queued_runs, turns,
+    message_count, cost_micros, created_at, last_active_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
 
 /// By the primary key of `conversations`.
 const LOAD: &str = concat!(
@@ -376,7 +376,7 @@ async fn insert_in(
         .bind(conversation.conversation_id.uuid())
         .bind(conversation.workspace_id.0)
         .bind(conversation.agent_id.as_str())
-        .bind(conversation.system_prompt.as_deref())
+        .bind(rows::prompt_text(conversation)?)
         .bind(rows::json("a conversation's parameters", &conversation.parameters)?)
         .bind(rows::json("a conversation's metadata", &conversation.metadata)?)
         .bind(conversation.timeout_seconds.map(rows::stored_seconds))
@@ -384,6 +384,7 @@ async fn insert_in(
         .bind(conversation.expires_at.map(Timestamp::millis))
         .bind(conversation.active_run_id.map(RunId::uuid))
         .bind(conversation.queued_runs)
+        .bind(conversation.turns)
         .bind(conversation.message_count)
         .bind(conversation.cost.map(Usd::micros))
         .bind(conversation.created_at.millis())

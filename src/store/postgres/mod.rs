@@ -55,9 +55,9 @@ use crate::domain::time::Timestamp;
 
 use super::{
     Batch, BatchOutcome, Claim, ConversationOutcome, ConversationSweep, ConversationWrite,
-    Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow, KeySweep, LogRange,
+    Driveable, Ear, FindTurn, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow, KeySweep, LogRange,
     MessageRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord, RunSweep,
-    Store, StoreError, Swept, SweptDeltas, Transfer, Written,
+    Store, StoreError, Swept, SweptDeltas, Transfer, TurnPlace, Written,
 };
 use connections::{Backend, Connections};
 use flush::FlushId;
@@ -355,6 +355,15 @@ impl Store for PostgresStore {
         message_id: MessageId,
     ) -> Result<Option<i32>> {
         self.message_index_row(workspace_id, conversation_id, message_id).await
+    }
+
+    async fn find_turn(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        find: FindTurn,
+    ) -> Result<Option<TurnPlace>> {
+        self.find_turn_row(workspace_id, conversation_id, find).await
     }
 
     async fn to_be_cancelled(&self, limit: i64) -> Result<Vec<(WorkspaceId, RunId)>> {

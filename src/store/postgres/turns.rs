@@ -9,7 +9,7 @@ use crate::domain::ids::{ConversationId, RunId, WorkspaceId};
 use crate::domain::money::Usd;
 use crate::domain::time::Timestamp;
 use crate::store::turns::{Changes, Placed, Turns, Waiting};
-use crate::store::{Entrance, Past, Result, rows};
+use crate::store::{Entrance, FindTurn, Past, Result, TurnPlace, rows};
 
 use super::connections::Lease;
 use super::conversations::{self, columns};
@@ -45,7 +45,7 @@ cross join lateral (
     from runs r
     where r.conversation_id = v.conversation_id
     and r.turn in (2, 3)
-    order by r.turn desc, r.run_id
+    order by r.turn desc, r.turn_no
     limit 1
 ) r
 cross join lateral (
@@ -68,12 +68,13 @@ and turn = 3";
 const PLACE: &str = "\
 update runs r
 set turn = v.turn,
+    turn_no = coalesce(v.turn_no, r.turn_no),
     history_of = coalesce(v.history_of, r.history_of),
     history_length = coalesce(v.history_length, r.history_length),
     cost_ceiling_micros = coalesce(v.cost_ceiling_micros, r.cost_ceiling_micros),
     due_at = coalesce(v.due_at, r.due_at)
-from unnest($1::uuid[], $2::smallint[], $3::uuid[], $4::int[], $5::bigint[], $6::bigint[])
-    v (run_id, turn, history_of, history_length, cost_ceiling_micros, due_at)
+from unnest($1::uuid[], $2::smallint[], $3::int[], $4::uuid[], $5::int[], $6::bigint[],
+    $7::bigint[]) v (run_id, turn, turn_no, history_of, history_length, cost_ceiling_micros, due_at)
 where r.run_id >= v.run_id
 and r.run_id <= v.run_id";
 
@@ -83,11 +84,12 @@ update conversations c
 set expires_at = v.expires_at,
     active_run_id = v.active_run_id,
     queued_runs = v.queued_runs,
+    turns = v.turns,
     message_count = v.message_count,
     cost_micros = v.cost_micros,
     last_active_at = v.last_active_at
-from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::int[], $5::int[], $6::bigint[], $7::bigint[])
-    v (conversation_id, expires_at, active_run_id, queued_runs, message_count, cost_micros,
+from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::int[], $5::int[], $6::int[], $7::bigint[],
+    $8::bigint[]) v (conversation_id, expires_at, active_run_id, queued_runs, turns, message_count, cost_micros,
     last_active_at)
 where c.conversation_id >= v.conversation_id
 and c.conversation_id <= v.conversation_id";
@@ -143,6 +145,37 @@ where conversation_id = $1
 and turn in (2, 3)
 and turn > 1";
 
+/// By `runs_in_turn`, as the next one.
+const FIND_BEHIND: &str = "\
+select r.run_id, r.turn_no
+from runs r
+where r.workspace_id = $1
+and r.conversation_id = $2
+and r.turn_no > $3
+and r.deleted_at is null
+order by r.turn_no
+limit 1";
+
+const FIND_LAST: &str = "\
+select r.run_id, r.turn_no
+from runs r
+where r.workspace_id = $1
+and r.conversation_id = $2
+and r.turn_no >= 0
+and r.deleted_at is null
+order by r.turn_no desc
+limit 1";
+
+/// By the primary key of `runs`.
+const FIND_OF: &str = "\
+select r.run_id, r.turn_no
+from runs r
+where r.workspace_id = $1
+and r.conversation_id = $2
+and r.run_id = $3
+and r.turn_no is not null
+and r.deleted_at is null";
+
 type SqlResult<T> = std::result::Result<T, sqlx::Error>;
 
 /// Locks conversations, in the open transaction.
@@ -181,6 +214,7 @@ pub(super) async fn write(
             .bind(column(&rows, |c| c.expires_at.map(Timestamp::millis)))
             .bind(column(&rows, |c| c.active_run_id.map(RunId::uuid)))
             .bind(column(&rows, |c| c.queued_runs))
+            .bind(column(&rows, |c| c.turns))
             .bind(column(&rows, |c| c.message_count))
             .bind(column(&rows, |c| c.cost.map(Usd::micros)))
             .bind(column(&rows, |c| c.last_active_at.millis()));
@@ -207,6 +241,7 @@ pub(super) async fn place(lease: &mut Lease<'_>, placed: &[Placed]) -> SqlResult
         let query = sqlx::query(PLACE)
             .bind(column(placed, |p| p.run_id.uuid()))
             .bind(column(placed, |p| p.turn.map(Turn::code)))
+            .bind(column(placed, |p| p.turn_no))
             .bind(column(placed, |p| p.past.map(|past| past.conversation_id.uuid())))
             .bind(column(placed, |p| p.past.map(|past| past.messages)))
             .bind(column(placed, |p| p.cost_ceiling.map(Usd::micros)))
@@ -280,6 +315,27 @@ fn waiting(row: &PgRow) -> Result<Waiting> {
 }
 
 impl PostgresStore {
+    pub(super) async fn find_turn_row(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        find: FindTurn,
+    ) -> Result<Option<TurnPlace>> {
+        let query = |sql| sqlx::query(sql).bind(workspace_id.0).bind(conversation_id.uuid());
+        let query = match find {
+            FindTurn::Behind(turn_no) => query(FIND_BEHIND).bind(turn_no),
+            FindTurn::Last => query(FIND_LAST),
+            FindTurn::Of(run_id) => query(FIND_OF).bind(run_id.uuid()),
+        };
+        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
+        let found = lease.row(query).await.map_err(failure::of_read)?;
+        let read = |row: &PgRow| {
+            let run_id = RunId::from_uuid(row.try_get("run_id")?);
+            Ok(TurnPlace { run_id, turn_no: row.try_get("turn_no")? })
+        };
+        found.as_ref().map(read).transpose().map_err(failure::of_value)
+    }
+
     pub(super) async fn to_be_cancelled_rows(
         &self,
         limit: i64,

@@ -141,6 +141,13 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
             outcome.creates.push(CreateOutcome::KeyTaken(row.clone()));
             continue;
         }
+        let admission = match turns.admit(create, batch.at) {
+            Ok(admission) => admission,
+            Err(why) => {
+                outcome.creates.push(why);
+                continue;
+            }
+        };
         let agent = (create.row.workspace_id, &create.row.agent_id);
         // A fork is of the version of what it was forked from, which need not be the current one.
         let version = current.get(&agent).copied().filter(|current| {
@@ -151,13 +158,6 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
             outcome.creates.push(CreateOutcome::AgentMoved);
             continue;
         }
-        let admission = match turns.admit(create, batch.at) {
-            Ok(admission) => admission,
-            Err(why) => {
-                outcome.creates.push(why);
-                continue;
-            }
-        };
         if let Some(new) = &create.key {
             let row = KeyRow { fingerprint: new.key.fingerprint, resource: new.resource.clone() };
             bound.insert(&new.key, row);

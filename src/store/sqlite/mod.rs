@@ -63,9 +63,9 @@ use crate::domain::time::Timestamp;
 
 use super::{
     Batch, BatchOutcome, Claim, ConversationOutcome, ConversationSweep, ConversationWrite,
-    Driveable, Ear, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow, KeySweep, LogRange,
+    Driveable, Ear, FindTurn, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow, KeySweep, LogRange,
     MessageRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord, RunSweep,
-    Store, StoreError, Swept, SweptDeltas, Transfer, Written,
+    Store, StoreError, Swept, SweptDeltas, Transfer, TurnPlace, Written,
 };
 use checkpoint::Checkpoints;
 use connect::Lock;
@@ -373,6 +373,15 @@ impl Store for SqliteStore {
     ) -> Result<Option<i32>> {
         let place = (workspace_id, conversation_id);
         conversations::message_index(&self.readers, place, message_id).await
+    }
+
+    async fn find_turn(
+        &self,
+        workspace_id: WorkspaceId,
+        conversation_id: ConversationId,
+        find: FindTurn,
+    ) -> Result<Option<TurnPlace>> {
+        turns::find_turn(&self.readers, workspace_id, conversation_id, find).await
     }
 
     async fn to_be_cancelled(&self, limit: i64) -> Result<Vec<(WorkspaceId, RunId)>> {

@@ -10,7 +10,7 @@ use crate::domain::ids::{ConversationId, RunId, WorkspaceId};
 use crate::domain::money::Usd;
 use crate::domain::time::Timestamp;
 use crate::store::turns::{Changes, Placed, Turns, Waiting};
-use crate::store::{Entrance, Past, Result, rows};
+use crate::store::{Entrance, FindTurn, Past, Result, TurnPlace, rows};
 
 use super::conversations::{self, columns};
 use super::failure;
@@ -39,7 +39,7 @@ on r.run_no = (
     where n.conversation_id = unhex(v.value ->> 0)
     and n.turn in (2, 3)
     and n.turn > 1
-    order by n.turn desc, n.run_id
+    order by n.turn desc, n.turn_no
     limit 1
 )
 cross join run_facts f
@@ -59,13 +59,15 @@ and turn > 1";
 const PLACE: &str = "\
 update runs
 set turn = v.turn,
+    turn_no = coalesce(v.turn_no, runs.turn_no),
     history_of = coalesce(v.history_of, runs.history_of),
     history_length = coalesce(v.history_length, runs.history_length),
     cost_ceiling_micros = coalesce(v.cost_ceiling_micros, runs.cost_ceiling_micros),
     due_at = coalesce(v.due_at, runs.due_at)
 from (
-    select unhex(value ->> 0) as run_id, value ->> 1 as turn, unhex(value ->> 2) as history_of,
-        value ->> 3 as history_length, value ->> 4 as cost_ceiling_micros, value ->> 5 as due_at
+    select unhex(value ->> 0) as run_id, value ->> 1 as turn, value ->> 2 as turn_no,
+        unhex(value ->> 3) as history_of, value ->> 4 as history_length,
+        value ->> 5 as cost_ceiling_micros, value ->> 6 as due_at
     from jsonb_each(?1)
 ) v
 where runs.run_id = v.run_id";
@@ -76,13 +78,14 @@ update conversations
 set expires_at = v.expires_at,
     active_run_id = v.active_run_id,
     queued_runs = v.queued_runs,
+    turns = v.turns,
     message_count = v.message_count,
     cost_micros = v.cost_micros,
     last_active_at = v.last_active_at
 from (
     select unhex(value ->> 0) as conversation_id, value ->> 1 as expires_at,
-        unhex(value ->> 2) as active_run_id, value ->> 3 as queued_runs,
-        value ->> 4 as message_count, value ->> 5 as cost_micros, value ->> 6 as last_active_at
+        unhex(value ->> 2) as active_run_id, value ->> 3 as queued_runs, value ->> 4 as turns,
+        value ->> 5 as message_count, value ->> 6 as cost_micros, value ->> 7 as last_active_at
     from jsonb_each(?1)
 ) v
 where conversations.conversation_id = v.conversation_id";
@@ -125,6 +128,37 @@ where conversation_id = ?1
 and turn in (2, 3)
 and turn > 1";
 
+/// By `runs_in_turn`, as the next one.
+const FIND_BEHIND: &str = "\
+select r.run_id, r.turn_no
+from runs r indexed by runs_in_turn
+where r.workspace_id = ?1
+and r.conversation_id = ?2
+and r.turn_no > ?3
+and r.deleted_at is null
+order by r.turn_no
+limit 1";
+
+const FIND_LAST: &str = "\
+select r.run_id, r.turn_no
+from runs r indexed by runs_in_turn
+where r.workspace_id = ?1
+and r.conversation_id = ?2
+and r.turn_no >= 0
+and r.deleted_at is null
+order by r.turn_no desc
+limit 1";
+
+/// By the unique index of `runs`.
+const FIND_OF: &str = "\
+select r.run_id, r.turn_no
+from runs r
+where r.workspace_id = ?1
+and r.conversation_id = ?2
+and r.run_id = ?3
+and r.turn_no is not null
+and r.deleted_at is null";
+
 /// Conversations, in the writer's turn.
 pub(super) async fn look(
     connection: &mut SqliteConnection,
@@ -165,6 +199,7 @@ pub(super) async fn write(
             .maybe_int(conversation.expires_at.map(Timestamp::millis))
             .maybe_uuid(conversation.active_run_id.map(RunId::uuid))
             .int(conversation.queued_runs)
+            .int(conversation.turns)
             .int(conversation.message_count)
             .maybe_int(conversation.cost.map(Usd::micros))
             .int(conversation.last_active_at.millis());
@@ -197,6 +232,7 @@ fn places(placed: &[Placed]) -> Table {
             .row()
             .uuid(placed.run_id.uuid())
             .maybe_int(placed.turn.map(Turn::code))
+            .maybe_int(placed.turn_no)
             .maybe_uuid(placed.past.map(|past| past.conversation_id.uuid()))
             .maybe_int(placed.past.map(|past| past.messages))
             .maybe_int(placed.cost_ceiling.map(Usd::micros))
@@ -287,6 +323,25 @@ fn waiting(row: &SqliteRow) -> Result<Waiting> {
     })
 }
 
+pub(super) async fn find_turn(
+    readers: &Readers,
+    workspace_id: WorkspaceId,
+    conversation_id: ConversationId,
+    find: FindTurn,
+) -> Result<Option<TurnPlace>> {
+    let query = |sql| sqlx::query(sql).bind(workspace_id.0).bind(conversation_id.uuid());
+    let query = match find {
+        FindTurn::Behind(turn_no) => query(FIND_BEHIND).bind(turn_no),
+        FindTurn::Last => query(FIND_LAST),
+        FindTurn::Of(run_id) => query(FIND_OF).bind(run_id.uuid()),
+    };
+    let read = |row: SqliteRow| {
+        let run_id = RunId::from_uuid(row.try_get("run_id").map_err(failure::of)?);
+        Ok(TurnPlace { run_id, turn_no: row.try_get("turn_no").map_err(failure::of)? })
+    };
+    readers.first(query).await?.map(read).transpose()
+}
+
 pub(super) async fn to_be_cancelled(
     readers: &Readers,
     limit: i64,
@@ -302,5 +357,17 @@ pub(super) async fn to_be_cancelled(
 
 /// For `plans.rs`.
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] =
-    &[LOOK, NEXT, SUPERSEDE, PLACE, UPDATE, SAY, ENTERED, TO_BE_CANCELLED, DISMISS];
+pub(super) const STATEMENTS: &[&str] = &[
+    LOOK,
+    NEXT,
+    SUPERSEDE,
+    PLACE,
+    UPDATE,
+    SAY,
+    ENTERED,
+    FIND_BEHIND,
+    FIND_LAST,
+    FIND_OF,
+    TO_BE_CANCELLED,
+    DISMISS,
+];

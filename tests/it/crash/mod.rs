@@ -15,6 +15,7 @@
 
 mod cancels;
 mod commits;
+mod conversations;
 mod disks;
 mod drain;
 mod effects;

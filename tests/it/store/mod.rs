@@ -6,6 +6,7 @@
 mod actions;
 mod agents;
 mod appends;
+mod conversations;
 mod creations;
 mod differential;
 mod families;
