@@ -79,7 +79,8 @@ pub struct CreateTurn {
 /// Takes a turn: the agent reads what was said before, then `input`. Answers in the same three ways as
 /// `POST /v1/agents/{agent_id}/runs`: poll, wait, or stream. One run at a time: while another is under way
 /// you get 409 `conversation_busy`, unless `on_busy` says to `enqueue` (wait for your turn; the run stays
-/// `queued`) or to `interrupt` (that run is cancelled, and yours comes next).
+/// `queued`) or to `interrupt` (that run is cancelled, and yours comes next). Send an idempotency key
+/// that follows from what you want done: the same request then never takes a second turn.
 #[utoipa::path(post, path = "/v1/conversations/{conversation_id}/runs", operation_id = "create_conversation_run", tag = "conversations",
     params(("conversation_id" = ConversationId, Path, description = "The conversation."), WaitQuery,
         ("Prefer" = Option<String>, Header, description = "`wait=30`: the same as `?wait=30`.", example = "wait=30"),
@@ -254,7 +255,9 @@ impl TurnEnd {
 /// 60 s (or `Prefer: wait=`, at most 60); a turn that takes longer, or needs somebody (an approval, a
 /// tool of yours), gets 202 with the run instead: follow its `instructions`, and find the answer in its
 /// `result` or among the messages. A turn that fails is a 200 with `response` null and `error`. While
-/// another run is under way you get 409 `conversation_busy`, unless `on_busy` says otherwise.
+/// another run is under way you get 409 `conversation_busy`, unless `on_busy` says otherwise. Send an
+/// idempotency key that follows from what is asked: the same request then never takes a second turn, and
+/// gets the first one's answer.
 #[utoipa::path(post, path = "/v1/conversations/{conversation_id}/complete", operation_id = "complete_conversation", tag = "conversations",
     params(("conversation_id" = ConversationId, Path, description = "The conversation."), WaitQuery,
         ("Prefer" = Option<String>, Header, description = "`wait=30`: wait no longer than that.", example = "wait=30")),
@@ -351,7 +354,9 @@ async fn completed(
 /// Post a tool's result to a conversation
 ///
 /// The same as `POST /v1/runs/{run_id}/tool-results`, for callers that only know the conversation: the
-/// result goes to the run that waits for `call_id`. A call that no run of it waits for gets 404.
+/// result goes to the run that waits for `call_id`. A call that no run of it waits for gets 404. The
+/// same result again is fine, however far the conversation is by then; another one gets 409
+/// `already_decided`.
 #[utoipa::path(post, path = "/v1/conversations/{conversation_id}/tool-results", operation_id = "post_conversation_tool_result", tag = "conversations",
     params(("conversation_id" = ConversationId, Path, description = "The conversation.")),
     request_body = ToolResult,

@@ -217,11 +217,9 @@ async fn of_many_at_once_one_is_active_and_all_have_their_turn(url: String) {
     let talk = conversation(client, json!({})).await;
     let path = at(&talk, "runs");
     for round in 0..5 {
-        let body = asked("x", "reject");
-        let config = json!({"script": [{"text": "Yes.", "delay_ms": 300}]});
-        let mut slow = body.clone();
-        slow["config"] = config;
-        let all = (0..20).map(|_| client.post(&path, &slow));
+        // The one that is taken stays until somebody answers it.
+        let body = super::asking(&["ask"]);
+        let all = (0..20).map(|_| client.post(&path, &body));
         let all = futures_util::future::join_all(all).await;
         let taken: Vec<String> =
             all.iter().filter(|a| a.status == 202).map(|a| id(&a.body)).collect();
@@ -230,7 +228,8 @@ async fn of_many_at_once_one_is_active_and_all_have_their_turn(url: String) {
             assert_refused(answer, 409, "conversation_busy");
             assert_eq!(answer.body["details"]["active_run_id"], taken[0]);
         }
-        client.wait(&taken[0]).await;
+        let run = client.wait(&taken[0]).await;
+        assert_eq!(release(client, &run).await["status"], "completed");
     }
     let bodies: Vec<Value> = (0..50).map(|n| asked(&n.to_string(), "enqueue")).collect();
     let all = futures_util::future::join_all(bodies.iter().map(|b| client.post(&path, b))).await;
@@ -238,9 +237,10 @@ async fn of_many_at_once_one_is_active_and_all_have_their_turn(url: String) {
         let run = client.wait(&id(&answer.expect(202))).await;
         assert_eq!(run["status"], "completed", "{run}");
     }
-    let roles: Vec<String> =
-        said(&messages_of_all(client, &talk).await).into_iter().map(|m| m.0).collect();
-    assert_eq!(roles, ["user", "assistant"].repeat(55), "one after another");
+    let list = said(&messages_of_all(client, &talk).await);
+    let roles: Vec<&str> = list.iter().map(|(role, _)| role.as_str()).collect();
+    let taken = ["user", "assistant", "tool", "assistant"].repeat(5);
+    assert_eq!(roles, [taken, ["user", "assistant"].repeat(50)].concat(), "one after another");
 }
 
 /// More than one page of them.

@@ -1,10 +1,9 @@
 //! What of a long conversation its model still sees.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use super::{agent, at, conversation, id, messages, prompt, say, serve_with_model, start, turn};
+use crate::runs::retention::execute;
 use crate::support::client::{Client, log_of};
 use crate::support::model_server::{Gate, ModelServer, Piece, Reply, Request, openai};
 use crate::support::on_both_databases;
@@ -19,7 +18,7 @@ on_both_databases! {
     a_step_that_is_begun_again_reads_what_it_read_before;
     instructions_between_two_turns_go_with_the_turn_that_they_stand_before;
     the_question_that_is_answered_stays_whatever_stands_behind_it;
-    one_more_turn_of_a_long_conversation_costs_what_one_of_a_short_one_does;
+    of_a_long_history_no_more_is_read_than_a_prompt_can_hold;
 }
 
 /// The events of a run of one type.
@@ -265,33 +264,21 @@ async fn the_question_that_is_answered_stays_whatever_stands_behind_it(url: Stri
     assert_eq!(run["error"]["code"], "context_overflow", "{run}");
 }
 
-async fn one_more_turn_of_a_long_conversation_costs_what_one_of_a_short_one_does(url: String) {
-    let (server, models) = serve_with_model(url, "openai").await;
+async fn of_a_long_history_no_more_is_read_than_a_prompt_can_hold(url: String) {
+    let (server, models) = serve_with_model(url.clone(), "openai").await;
     let client = &server.client;
     models.answer_with(|_| openai::text("Yes."));
-    let parameters = json!({"max_context_tokens": 20_000, "tools": []});
+    let parameters = json!({"max_context_tokens": 2_000, "tools": []});
     let talk = conversation(client, json!({"parameters": parameters})).await;
-    let long = |begin: &str| words(begin).repeat(10);
-    let timed = async || {
-        let mut fastest = Duration::MAX;
-        for _ in 0..5 {
-            let since = std::time::Instant::now();
-            let body = json!({"content": long("Go")});
-            client.post(&at(&talk, "complete"), &body).await.expect(200);
-            fastest = fastest.min(since.elapsed());
-        }
-        fastest
-    };
-    for _ in 0..20 {
-        say(client, &talk, &long("Go")).await;
-    }
-    let before = timed().await;
-    for _ in 0..1_000 {
-        let body = json!({"role": "user", "content": long("More")});
+    for _ in 0..400 {
+        let body = json!({"role": "user", "content": words("More")});
         client.post(&at(&talk, "messages"), &body).await.expect(201);
     }
-    let after = timed().await;
-    println!("one more turn: {before:?} at 25 turns, {after:?} at 1,030");
-    // All of it would be 40 times as much to read.
-    assert!(after < before * 3, "{before:?} then {after:?}");
+    // Whoever reads one of these fails.
+    let spoil = "update conversation_messages set data = '?' where message_index < 280";
+    assert_eq!(execute(&url, spoil).await, 280);
+    assert_eq!(client.get(&at(&talk, "messages")).await.status, 500);
+    let run = say(client, &talk, "Go.").await;
+    assert!(dropped(client, &run).await > 300);
+    assert_eq!(prompt(&models.requests()[0]).last().expect("a message").1, "Go.");
 }

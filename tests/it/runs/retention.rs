@@ -37,7 +37,7 @@ pub async fn pass_after(url: &str, time: Duration, tasks: &Tasks) -> Pass {
 }
 
 /// One statement behind the server's back.
-async fn execute(url: &str, sql: &str) -> u64 {
+pub async fn execute(url: &str, sql: &str) -> u64 {
     let sql = AssertSqlSafe(sql.to_owned());
     if url.starts_with("sqlite:") {
         let mut file = sqlx::SqliteConnection::connect(url).await.expect("the file");
