@@ -21,7 +21,6 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use memchr::memmem;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -58,7 +57,10 @@ pub fn start() -> Fallible<SocketAddr> {
 }
 
 async fn serve(listens: &mpsc::Sender<SocketAddr>) -> std::io::Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    // Room for all streams that begin at once, as a provider has: the usual 128 would be overrun.
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let listener = socket.listen(4_096)?;
     let _ = listens.send(listener.local_addr()?);
     let ready: Ready = Arc::default();
     let mut connections = JoinSet::new();

@@ -23,6 +23,10 @@ use url::{Host, Url};
 
 /// How long an address may take before the next one is tried beside it (RFC 8305).
 const STAGGER: Duration = Duration::from_millis(250);
+/// How often the first address is tried once more beside attempts that hang. A server that gets many
+/// connections at once drops some of their first packets, and the operating system repeats those after
+/// a second: a thousand runs that begin together would have some that begin a second late.
+const ONCE_MORE: usize = 2;
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
 /// After how much silence a connection is probed, how often, and how many probes may be lost: a
@@ -82,8 +86,8 @@ impl Address {
                 let addresses = lookup_host((name.as_str(), self.port)).await?;
                 race(interleaved(addresses.collect())).await?
             }
-            Host::Ipv4(ip) => TcpStream::connect((*ip, self.port)).await?,
-            Host::Ipv6(ip) => TcpStream::connect((*ip, self.port)).await?,
+            Host::Ipv4(ip) => race([(*ip, self.port).into()].into()).await?,
+            Host::Ipv6(ip) => race([(*ip, self.port).into()].into()).await?,
         };
         tune(&tcp)?;
         let Some((connector, name)) = &self.tls else { return Ok(Socket::Plain(tcp)) };
@@ -111,19 +115,28 @@ fn interleaved(addresses: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
 }
 
 /// The first connection that one of these addresses takes. Each begins when the one before it has
-/// failed, or has taken too long.
+/// failed, or has taken too long; an attempt that hangs may be made once more.
 async fn race(mut addresses: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
+    let mut once_more: VecDeque<_> =
+        addresses.front().into_iter().flat_map(|first| [*first; ONCE_MORE]).collect();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut attempts = FuturesUnordered::new();
+    let mut next = addresses.pop_front();
     loop {
-        attempts.extend(addresses.pop_front().map(TcpStream::connect));
+        attempts.extend(next.take().map(TcpStream::connect));
+        let is_more = !addresses.is_empty() || !once_more.is_empty();
         tokio::select! {
             connected = attempts.next() => match connected {
                 Some(Ok(tcp)) => return Ok(tcp),
-                Some(Err(error)) => last = error,
+                Some(Err(error)) => {
+                    last = error;
+                    next = addresses.pop_front();
+                }
                 None => return Err(last),
             },
-            () = tokio::time::sleep(STAGGER), if !addresses.is_empty() => {}
+            () = tokio::time::sleep(STAGGER), if is_more => {
+                next = addresses.pop_front().or_else(|| once_more.pop_front());
+            }
         }
     }
 }
@@ -237,5 +250,32 @@ mod tests {
         let refused = race([closed].into()).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         race(VecDeque::new()).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_first_packet_that_was_dropped_costs_no_second() {
+        let listener = tokio::net::TcpSocket::new_v4().unwrap();
+        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listener.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        // As many as it takes until one is not taken any more.
+        let mut taken = Vec::new();
+        let full = Duration::from_millis(50);
+        while let Ok(tcp) = tokio::time::timeout(full, TcpStream::connect(address)).await {
+            taken.push(tcp.unwrap());
+        }
+        let began = tokio::time::Instant::now();
+        let accept = async {
+            tokio::time::sleep(full).await;
+            let mut accepted = Vec::new();
+            while let Ok((tcp, _)) = listener.accept().await {
+                accepted.push(tcp);
+            }
+        };
+        tokio::select! {
+            tcp = race([address].into()) => assert_eq!(tcp.unwrap().peer_addr().unwrap(), address),
+            () = accept => panic!("the listener is gone"),
+        }
+        assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
     }
 }
