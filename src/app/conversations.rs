@@ -252,8 +252,16 @@ impl App {
             });
         let key = self.new_key(caller, key, &conversation_id);
         let workspace_id = caller.workspace_id;
-        let write = ConversationWrite { workspace_id, conversation_id, key: key.clone(), decide };
-        match self.log.converse(write).await? {
+        let write = || {
+            let (key, decide) = (key.clone(), decide.clone());
+            ConversationWrite { workspace_id, conversation_id, key, decide }
+        };
+        let mut outcome = self.log.converse(write()).await?;
+        if outcome == ConversationOutcome::Refused(Refusal::Closed) {
+            self.log.cancel_overtaken_soon().await;
+            outcome = self.log.converse(write()).await?;
+        }
+        match outcome {
             ConversationOutcome::Done(_) => {
                 self.log.erase_runs_of(conversation_id).await?;
                 Ok(Answer::new(()))

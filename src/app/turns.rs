@@ -257,13 +257,12 @@ impl App {
             (Some((run_id, seq)), _) => {
                 let turn = self.find_turn(caller, conversation_id, FindTurn::Of(run_id)).await?;
                 let turn = turn.ok_or(AppError::UnknownCursor)?;
-                let record = self.log.load_run(workspace_id, run_id).await?;
-                let record = record.ok_or(AppError::UnknownCursor)?;
-                if seq > record.last_seq {
-                    return Err(AppError::UnknownCursor);
-                }
-                // Behind a final event there is nothing to wait for.
-                let is_read = record.row.status.is_final() && seq == record.last_seq;
+                // Behind a final event there is nothing to wait for, nor in a run that was erased since.
+                let is_read = match self.log.load_run(workspace_id, run_id).await? {
+                    Some(record) if seq > record.last_seq => return Err(AppError::UnknownCursor),
+                    Some(record) => record.row.status.is_final() && seq == record.last_seq,
+                    None => true,
+                };
                 Some((turn, if is_read { i32::MAX } else { seq }))
             }
             (None, Some(active)) => {

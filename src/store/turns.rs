@@ -43,7 +43,7 @@ pub enum FindTurn {
     Behind(i32),
     /// The last.
     Last,
-    /// This one.
+    /// This one, also if it was erased: whoever was in the middle of it goes on behind it.
     Of(RunId),
 }
 

@@ -166,15 +166,14 @@ and r.deleted_at is null
 order by r.turn_no desc
 limit 1";
 
-/// By the primary key of `runs`.
+/// By the primary key of `runs`. A run that was erased keeps its place.
 const FIND_OF: &str = "\
 select r.run_id, r.turn_no
 from runs r
 where r.workspace_id = $1
 and r.conversation_id = $2
 and r.run_id = $3
-and r.turn_no is not null
-and r.deleted_at is null";
+and r.turn_no is not null";
 
 type SqlResult<T> = std::result::Result<T, sqlx::Error>;
 

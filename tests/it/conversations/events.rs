@@ -16,6 +16,7 @@ on_both_databases! {
     a_filter_lets_through_what_it_names;
     a_closed_conversation_ends_its_streams_and_opens_none;
     a_stream_ends_when_its_conversation_is_deleted;
+    a_run_that_was_deleted_is_passed_over;
 }
 
 async fn open(client: &Client, talk: &str, query: &str) -> Stream {
@@ -230,6 +231,19 @@ async fn a_closed_conversation_ends_its_streams_and_opens_none(url: String) {
         assert_eq!(frames.last().expect("an end").json()["reason"], "conversation_closed");
     }
     assert_eq!(client.get(&at(&talk, "events")).await.status, 204);
+}
+
+async fn a_run_that_was_deleted_is_passed_over(url: String) {
+    let (_setup, server) = serve(url).await;
+    let client = &server.client;
+    let talk = conversation(client, json!({})).await;
+    let first = id(&say(client, &talk, "One").await);
+    let second = id(&say(client, &talk, "Two").await);
+    client.delete(&format!("/v1/runs/{first}")).await.expect(204);
+    // A reader that was in the middle of it goes on behind it.
+    let mut stream = open(client, &talk, &format!("?after={first}:3")).await;
+    let frames = until_end(&mut stream, &second).await;
+    assert_eq!(frames, log(client, &second).await);
 }
 
 async fn a_stream_ends_when_its_conversation_is_deleted(url: String) {

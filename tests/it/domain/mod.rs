@@ -39,6 +39,10 @@ impl Dice {
     fn roll(&mut self, sides: u8) -> u8 {
         self.0.next().unwrap_or(0) % sides
     }
+
+    fn are_used_up(&self) -> bool {
+        self.0.len() == 0
+    }
 }
 
 /// A run in memory, driven the way the engine drives it.
@@ -305,7 +309,8 @@ impl Simulation {
 
     /// While it is parked: somebody answers one action, or time passes.
     fn while_parked(&mut self, dice: &mut Dice) {
-        if dice.roll(3) == 0 {
+        // A call of which nobody says what became waits for ever: somebody does in the end.
+        if dice.roll(3) == 0 && !dice.are_used_up() {
             self.pass(21);
         } else {
             self.somebody_answers(dice);
@@ -457,6 +462,17 @@ proptest! {
             .fold(Usage::default(), |sum, closed| sum.plus(&closed.end.usage));
         prop_assert_eq!(end.usage, sum, "the run's usage is the sum of its steps'");
     }
+}
+
+#[test]
+fn a_run_that_crashed_over_a_call_ends_when_somebody_says_what_became_of_it() {
+    // Found by the random engines: nobody did, once the dice were used up.
+    let run = simulate(vec![
+        0, 0, 0, 0, 1, 11, 0, 0, 0, 0, 1, 0, 49, 2, 0, 41, 4, 0, 3, 3, 152, 63, 21, 96, 65, 0, 0,
+        0, 103, 0, 0, 4, 28, 4, 133, 0, 0, 4, 0, 31, 4, 2, 0, 145, 4, 0, 107, 55, 230, 35, 0, 0,
+        208, 49, 0, 0, 11, 0, 0, 2, 10, 81, 124,
+    ]);
+    assert!(run.folded.status.is_final() && run.unknown > 0);
 }
 
 #[test]

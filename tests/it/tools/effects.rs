@@ -339,7 +339,8 @@ async fn cancelling_a_run_closes_the_sockets_of_its_tools(url: String) {
     tools.wait_requests(1).await;
     let asked = Instant::now();
     let path = format!("/v1/runs/{}/cancel", run["run_id"].as_str().expect("run_id"));
-    client.post(&path, &json!({})).await.expect(202);
+    let answer = client.post(&path, &json!({})).await;
+    assert!(matches!(answer.status, 200 | 202), "on its way, or there already: {}", answer.body);
     tools.wait_closed_early(1).await;
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     let run = client.wait(run["run_id"].as_str().expect("run_id")).await;
