@@ -131,9 +131,9 @@ pub struct ScriptTurn {
 pub struct ScriptCall {
     /// The tool's name.
     pub tool: String,
-    /// Its arguments.
+    /// Its arguments: an object, unless you want to see what becomes of a call with others.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     pub arguments: Value,
 }
 

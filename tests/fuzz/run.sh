@@ -12,7 +12,7 @@ exec </dev/null
 
 here=$PWD/tests/fuzz spec=$PWD/openapi.yaml
 target=${CARGO_TARGET_DIR:-target}
-seed=${FUZZ_SEED:-20261122} examples=${FUZZ_EXAMPLES:-25} seconds=${FUZZ_SECONDS:-120}
+seed=${FUZZ_SEED:-20261122} examples=${FUZZ_EXAMPLES:-25} seconds=${FUZZ_SECONDS:-300}
 mkdir -p "$target/fuzz" && kept=$(cd "$target/fuzz" && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/stepwell-fuzz.XXXXXX") || exit 1
 server=''
