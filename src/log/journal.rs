@@ -73,8 +73,8 @@ impl Inbox {
         self.lanes.is_empty() && self.creates.is_empty() && self.spoken.is_empty()
     }
 
-    /// Creations for a flush: as many as may be, and one a conversation at most.
-    fn take_creates(&mut self) -> Vec<Create> {
+    /// Turns for a flush: as many as may be, and one a conversation at most.
+    fn take_turns(&mut self) -> Vec<Create> {
         let mut seen = HashSet::new();
         let (mut now, mut later) = (Vec::new(), Vec::new());
         for create in std::mem::take(&mut self.creates) {
@@ -294,7 +294,11 @@ impl Journal {
     async fn flush_once(&self, lane: i16, doorbell: &Doorbell) {
         let (creates, lanes, spoken) = {
             let mut inbox = doorbell.inbox();
-            let creates = inbox.take_creates();
+            let creates = if lane == TURNS {
+                inbox.take_turns()
+            } else {
+                take_some(&mut inbox.creates, CREATES_PER_FLUSH)
+            };
             let lanes = take_some(&mut inbox.lanes, LANES_PER_FLUSH);
             let spoken = take_some(&mut inbox.spoken, LANES_PER_FLUSH);
             inbox.urgent = !inbox.is_empty();

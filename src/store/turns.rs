@@ -6,6 +6,7 @@
 //! their queues. A batch has one creation for a conversation at most, so that a creation which comes to
 //! nothing (a key that is taken, an agent that has moved) is simply not applied.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::domain::conversation::message::{self, NewMessage, Spoken};
@@ -278,15 +279,13 @@ impl Admission {
     }
 
     /// The run as it is written: one that waits is nobody's, and nobody must look at it.
-    pub(super) fn row(&self, new: &NewRun) -> NewRun {
-        let mut new = new.clone();
-        let waits = self.entrance.is_some_and(|entrance| entrance.turn != Turn::Active);
-        if waits {
-            new.row.node_id = None;
-            new.row.due_at = None;
-            new.row.epoch = 0;
+    pub(super) fn row<'a>(&self, new: &'a NewRun) -> Cow<'a, NewRun> {
+        if self.entrance.is_none_or(|entrance| entrance.turn == Turn::Active) {
+            return Cow::Borrowed(new);
         }
-        new
+        let mut new = new.clone();
+        (new.row.node_id, new.row.due_at, new.row.epoch) = (None, None, 0);
+        Cow::Owned(new)
     }
 
     /// What whoever asked for the run is told.

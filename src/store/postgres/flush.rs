@@ -251,7 +251,7 @@ async fn flush_turns(
             }
         }
     }
-    let creates: Vec<&NewRun> = creates.iter().collect();
+    let creates: Vec<&NewRun> = creates.iter().map(AsRef::as_ref).collect();
     let statements = Statements::of(batch, &creates)?;
     let done = in_turn(lease, statements, Behind::of(batch)?).await.map_err(failure::of_part)?;
 
