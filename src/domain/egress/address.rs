@@ -22,8 +22,9 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         (100, 64..=127, _) => true,
         // IETF protocol assignments; Oracle's metadata service is in them.
         (192, 0, 0) => true,
-        // Relays of 6to4: whoever runs one decides where it leads.
-        (192, 88, 99) => true,
+        // Anycast of whoever is next: relays of 6to4 and of multicast (AMT), sinks for reverse look-ups of
+        // private addresses (AS112). Whoever runs one decides where it leads.
+        (192, 88, 99) | (192, 52, 193) | (192, 31, 196) | (192, 175, 48) => true,
         // Benchmarks between networks.
         (198, 18..=19, _) => true,
         // Reserved, and broadcast at its end.
@@ -50,6 +51,8 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     match address.segments() {
         // IETF protocol assignments: Teredo, ORCHID, benchmarks, anycast.
         [0x2001, 0x0000..=0x01ff, ..] => false,
+        // AS112 once more.
+        [0x2620, 0x004f, 0x8000, ..] => false,
         // Documentation.
         [0x2001, 0x0db8, ..] | [0x3fff, 0x0000..=0x0fff, ..] => false,
         // 6to4: an IPv4 address in disguise.
@@ -98,6 +101,9 @@ mod tests {
         "203.0.113.255",
         "192.88.99.0",
         "192.88.99.255",
+        "192.31.196.1",
+        "192.52.193.1",
+        "192.175.48.1",
         "198.18.0.0",
         "198.19.255.255",
         // Multicast, reserved, broadcast.
@@ -125,12 +131,15 @@ mod tests {
         "64:ff9b:1:ffff:ffff:ffff:ffff:ffff",
         // Discard, Teredo, ORCHID, benchmarks, documentation, 6to4.
         "100::1",
+        "100:0:0:1::1",
         "2001::1",
         "2001:0:7f00:1::",
         "2001:2::1",
         "2001:10::1",
         "2001:20::1",
         "2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff",
+        "2620:4f:8000::1",
+        "2620:4f:8000:ffff:ffff:ffff:ffff:ffff",
         "2001:db8::1",
         "2001:db8:ffff::1",
         "3fff::1",
@@ -178,8 +187,14 @@ mod tests {
         "191.255.255.255",
         "192.0.1.0",
         "192.0.3.0",
+        "192.31.195.255",
+        "192.31.197.0",
+        "192.52.192.255",
+        "192.52.194.0",
         "192.88.98.255",
         "192.88.100.0",
+        "192.175.47.255",
+        "192.175.49.0",
         "192.167.255.255",
         "192.169.0.0",
         "198.17.255.255",
@@ -196,6 +211,8 @@ mod tests {
         "2001:db9::1",
         "2003::1",
         "2606:4700:4700::1111",
+        "2620:4f:7fff:ffff::1",
+        "2620:4f:8001::1",
         "2a00:1450:4001:800::200e",
         "3ffe::1",
         "3fff:1000::1",

@@ -49,23 +49,21 @@ pub enum Refused {
 }
 
 impl Destinations {
-    /// The public internet, and what these entries open: host names, addresses and networks. An
-    /// opened host may have any address, and what is opened may be called by `http` too.
+    /// The public internet, and what these entries open: host names, addresses and networks. A name
+    /// opens itself alone and none below it, whatever addresses it has; an address or a network opens all
+    /// names that have no other (public ones by https aside). What is opened is opened on all ports, and may
+    /// be called by `http` too.
     ///
     /// # Errors
     /// The first entry that is none of these, and why.
     pub fn opening(entries: &[String]) -> Result<Self, (String, &'static str)> {
         let mut opened = Self::default();
         for entry in entries {
-            // Colons and slashes are in addresses and networks only; what ends in a digit and is no
-            // address (10.1, 0x7f000001) is one to whoever resolves it.
             match entry.parse() {
                 Ok(network) => opened.networks.push(network),
-                Err(why) if entry.contains([':', '/']) => return Err((entry.clone(), why)),
-                Err(_) => match Host::parse(entry) {
-                    Ok(Host::Domain(name)) if !name.contains('*') => opened.hosts.push(name),
-                    _ => return Err((entry.clone(), "is no host name, address or network")),
-                },
+                Err(why) => {
+                    opened.hosts.push(host(entry, why).map_err(|why| (entry.clone(), why))?)
+                }
             }
         }
         Ok(opened)
@@ -126,6 +124,27 @@ impl Destinations {
 
     fn is_opened(&self, host: &str) -> bool {
         self.hosts.iter().any(|opened| opened == host)
+    }
+}
+
+/// A name to open. What is wrong with it as a network is known.
+fn host(entry: &str, as_network: &'static str) -> Result<String, &'static str> {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    if entry.contains('*') {
+        return Err("has a wildcard: open each host by its name, or their network");
+    }
+    if entry.contains("://") {
+        return Err("is a URL: open its host alone");
+    }
+    if entry.split_once(':').is_some_and(|(_, port)| is_port(port)) {
+        return Err("has a port: a host is opened on all of them");
+    }
+    // Colons and slashes are in addresses and networks only; what ends in a digit and is no address
+    // (10.1, 0x7f000001) is one to whoever resolves it.
+    match Host::parse(entry) {
+        _ if entry.contains([':', '/']) => Err(as_network),
+        Ok(Host::Domain(name)) => Ok(name),
+        _ => Err("is no host name, address or network"),
     }
 }
 
@@ -262,11 +281,22 @@ mod tests {
         }
         let host = opening(&["tools.internal"]);
         assert_eq!(check(&host, "http://x.tools.internal/"), Err(Refused::Plain));
-        for wrong in
-            ["", "10.1.2.3/16", "tools.internal:80", "*.internal", "http://x", "10.1", "a b"]
-        {
-            let entries = [wrong.to_owned()];
-            assert!(Destinations::opening(&entries).is_err(), "{wrong}");
+        for (wrong, says) in [
+            ("", "no host name"),
+            ("10.1", "no host name"),
+            ("0x7f000001", "no host name"),
+            ("a b", "no host name"),
+            ("10.1.2.3/16", "bits set"),
+            ("tools.internal/x", "no address"),
+            ("[::1]", "no address"),
+            ("tools.internal:80", "has a port"),
+            ("10.1.2.3:80", "has a port"),
+            ("*.internal", "has a wildcard"),
+            ("http://x", "is a URL"),
+        ] {
+            let (entry, why) = Destinations::opening(&[wrong.to_owned()]).unwrap_err();
+            assert_eq!(entry, wrong);
+            assert!(why.contains(says), "{wrong} {why}");
         }
     }
 }
