@@ -1,5 +1,7 @@
 //! The operator's secrets: they reach their own hosts, and nothing else ever shows them.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 use super::{caller, log};
@@ -32,7 +34,12 @@ fn setup(url: &str) -> Setup {
 /// The value as it may be spelt somewhere; a part of it that no id or time can have by chance.
 fn shows(text: &str) -> bool {
     let escaped = Value::from(VALUE).to_string();
-    [VALUE, escaped.trim_matches('"'), "7zq3x", "canary-other"].iter().any(|way| text.contains(way))
+    // In base64, as it is and behind "Key " (from its first whole group on); in hexadecimal digits.
+    let encoded = ["Y2FuYXJ5Lzd6cTN4I", "bmFyeS83enEzeC", "63616e6172792f377a7133"];
+    [VALUE, escaped.trim_matches('"'), "7zq3x", "canary-other"]
+        .iter()
+        .chain(&encoded)
+        .any(|way| text.contains(way))
 }
 
 async fn a_secret_reaches_its_host_and_shows_nowhere(url: String) {
@@ -52,6 +59,27 @@ async fn a_secret_reaches_its_host_and_shows_nowhere(url: String) {
             "/text" => answer(200, format!("you sent {sent}, and {}", json!(sent))),
             "/400" => answer(400, format!("bad key: {sent}")),
             "/500" => answer(500, json!({"error": format!("bad key: {sent}")}).to_string()),
+            "/base64" => answer(
+                200,
+                json!({
+                    "alone": STANDARD.encode(VALUE),
+                    "header": STANDARD.encode(&sent),
+                    "in-url": URL_SAFE_NO_PAD.encode(format!("x:{sent}:x")),
+                    "hex": sent.bytes().map(|byte| format!("{byte:02x}")).collect::<String>(),
+                })
+                .to_string(),
+            ),
+            // A page of HTML, and JSON inside of JSON.
+            "/html" => answer(
+                403,
+                sent.replace('"', "&quot;") + "<br>" + &json!(json!(sent).to_string()).to_string(),
+            ),
+            // Nobody asked for that. Stored, not deflated, so that it holds what it holds.
+            "/packed" => Reply::Whole {
+                status: 200,
+                headers: vec![("content-encoding".to_owned(), "gzip".to_owned())],
+                body: [b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x01", sent.as_bytes()].concat(),
+            },
             "/302" => {
                 let location = format!("http://127.0.0.1/{sent}");
                 Reply::Whole {
@@ -68,7 +96,7 @@ async fn a_secret_reaches_its_host_and_shows_nowhere(url: String) {
     let server = setup.start().await;
     let client = &server.client;
     let mut seen = String::new();
-    for path in ["json", "text", "400", "500", "302", "huge"] {
+    for path in ["json", "text", "400", "500", "302", "huge", "base64", "html", "packed"] {
         let tool = json!({
             "url": format!("{}/{path}", tools.origin()),
             "headers": {"X-Key": "Key ${secret.CRM}"},
@@ -82,7 +110,7 @@ async fn a_secret_reaches_its_host_and_shows_nowhere(url: String) {
         assert_eq!(request.headers["x-key"], format!("Key {VALUE}"));
         let events = log(client, run_id).await;
         let text = json!(events).to_string();
-        assert!(text.contains("[secret CRM]") || path == "302", "{path}: {text}");
+        assert!(text.contains("[secret CRM]") || path == "packed", "{path}: {text}");
         let agent = client.get(&format!("/v1/agents/{path}")).await.expect(200);
         let steps = client.get(&format!("/v1/runs/{run_id}/steps")).await.expect(200);
         seen.push_str(&format!("{run} {text} {agent} {steps} {created}"));

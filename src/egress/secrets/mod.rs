@@ -1,5 +1,7 @@
 //! The operator's secrets with their values: put into headers here, and taken out of answers.
 
+mod spelling;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,6 +13,8 @@ use url::Url;
 use crate::domain::egress::{SecretFacts, SecretRefused, SecretRules};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::tool::{HeaderPart, header_parts};
+
+use spelling::{Found, Pattern, is_escape};
 
 /// One secret.
 #[derive(Clone)]
@@ -28,9 +32,10 @@ pub struct Secret {
 pub struct Secrets {
     rules: SecretRules,
     values: BTreeMap<String, SecretString>,
-    /// All spellings that are looked for in answers, with the secret's name. A secret that is part of
-    /// another comes behind it.
-    spellings: Vec<(SecretString, String)>,
+    /// What is looked for in answers, with the secret's name. What is part of another comes behind it.
+    patterns: Vec<(Pattern, String)>,
+    /// Which of them begin with a byte, by that byte: few places of a text can be a beginning.
+    by_first: Vec<Vec<usize>>,
 }
 
 /// Why headers could not be made.
@@ -49,13 +54,21 @@ impl Secrets {
     pub fn new(secrets: Vec<Secret>) -> Self {
         let mut all = Self::default();
         for Secret { name, facts, value } in secrets {
-            for spelling in spellings(value.expose_secret()) {
-                all.spellings.push((spelling.into(), name.clone()));
-            }
+            let patterns = Pattern::of(value.expose_secret());
+            all.patterns.extend(patterns.into_iter().map(|pattern| (pattern, name.clone())));
             all.rules.0.insert(name.clone(), facts);
             all.values.insert(name, value);
         }
-        all.spellings.sort_by_key(|(text, _)| std::cmp::Reverse(text.expose_secret().len()));
+        all.patterns.sort_by_key(|(pattern, _)| std::cmp::Reverse(pattern.len()));
+        all.by_first = (0..=u8::MAX)
+            .map(|byte| {
+                let begins = |n: &usize| {
+                    all.patterns.get(*n).is_some_and(|(pattern, _)| pattern.first() == Some(byte))
+                };
+                let may_begin = |n: &usize| is_escape(byte) || begins(n);
+                (0..all.patterns.len()).filter(may_begin).collect()
+            })
+            .collect();
         all
     }
 
@@ -99,32 +112,55 @@ impl Secrets {
         Ok(headers)
     }
 
-    /// The text with `[secret NAME]` in place of every secret: servers echo what they were sent. It
-    /// knows a secret as it is, JSON-escaped and percent-encoded; a server that hides it better could
-    /// have kept it as well.
+    /// The text with `[secret NAME]` in place of every secret: servers echo what they were sent. It knows a
+    /// secret as it is, in base64 and in hexadecimal digits, escaped as in JSON (also twice), in HTML, in
+    /// URLs and in forms; a server that hides it better could have kept it as well.
     pub fn redact(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for (spelling, name) in &self.spellings {
-            if text.contains(spelling.expose_secret()) {
-                text = text.replace(spelling.expose_secret(), &format!("[secret {name}]"));
-            }
-        }
-        text
+        self.redacted(text, false)
     }
 
     /// The same for a text that was cut off somewhere: if that was in the middle of a secret, what is there
     /// of it goes too.
     pub fn redact_beginning(&self, text: &str) -> String {
-        let mut text = self.redact(text);
-        let begun = |(spelling, _): &(SecretString, String)| {
-            let spelling = spelling.expose_secret();
-            let is_there =
-                |end: &usize| spelling.get(..*end).is_some_and(|part| text.ends_with(part));
-            (1..spelling.len()).rev().find(is_there)
-        };
-        let begun = self.spellings.iter().filter_map(begun).max().unwrap_or_default();
-        text.truncate(text.len() - begun);
-        text
+        self.redacted(text, true)
+    }
+
+    fn redacted(&self, text: &str, is_cut: bool) -> String {
+        let mut redacted = String::with_capacity(text.len());
+        let (mut copied, mut at) = (0, 0);
+        while let Some(byte) = text.as_bytes().get(at) {
+            // Patterns are ASCII, so what is found begins and ends between characters.
+            match self.at(*byte, text.get(at..).unwrap_or_default()) {
+                (Found::Whole(length), name) => {
+                    redacted.push_str(text.get(copied..at).unwrap_or_default());
+                    redacted.push_str(&format!("[secret {name}]"));
+                    at += length;
+                    copied = at;
+                }
+                (Found::Begun, _) if is_cut => {
+                    redacted.push_str(text.get(copied..at).unwrap_or_default());
+                    return redacted;
+                }
+                (Found::Begun | Found::No, _) => at += 1,
+            }
+        }
+        redacted.push_str(text.get(copied..).unwrap_or_default());
+        redacted
+    }
+
+    /// What a text that begins with this byte begins with: the longest pattern that is there, else one that
+    /// is begun.
+    fn at(&self, first: u8, text: &str) -> (Found, &str) {
+        let mut best = (Found::No, "");
+        for n in self.by_first.get(usize::from(first)).into_iter().flatten() {
+            let Some((pattern, name)) = self.patterns.get(*n) else { continue };
+            match pattern.find(text.as_bytes()) {
+                Found::No => {}
+                Found::Begun => best = (Found::Begun, name),
+                Found::Whole(length) => return (Found::Whole(length), name),
+            }
+        }
+        best
     }
 
     /// [`Secrets::redact`] for every text in a JSON value, names of fields included.
@@ -155,21 +191,10 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// How a secret may come back.
-fn spellings(value: &str) -> Vec<String> {
-    let in_json = Value::from(value).to_string();
-    let in_json = in_json.trim_matches('"').to_owned();
-    let slashes = in_json.replace('/', "\\/");
-    let in_form: String = url::form_urlencoded::byte_serialize(value.as_bytes()).collect();
-    let in_path = in_form.replace('+', "%20");
-    let mut all = vec![value.to_owned(), in_json, slashes, in_form, in_path];
-    all.sort();
-    all.dedup();
-    all
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose;
     use serde_json::json;
 
     use super::*;
@@ -226,7 +251,31 @@ mod tests {
         }
         assert_eq!(secrets.redact("?k=pa%2Fss+%22w0rd%22%2Bx&"), "?k=[secret CRM]&");
         assert_eq!(secrets.redact("/pa%2Fss%20%22w0rd%22%2Bx/"), "/[secret CRM]/");
+        for text in [
+            "pa%2fss%20%22w0rd%22%2bx",
+            "pa/ss \\\\\\\"w0rd\\\\\\\"+x",
+            "pa\\u002fss \\\\u0022w0rd\\x22\\u002Bx",
+            "pa/ss &quot;w0rd&#34;&#x2B;x",
+            "cGEvc3MgIncwcmQiK3",
+            "EvcGEvc3MgIncwcmQiK3g=",
+            "70612f7373202277307264222b78",
+            "70612F7373202277307264222B78",
+        ] {
+            let redacted = secrets.redact(&format!("<{text}>"));
+            assert!(redacted.contains("[secret CRM]"), "{text}: {redacted}");
+        }
+        for before in ["", "u", "us", "user:", "Bearer ", "Basic: "] {
+            for engine in [&general_purpose::STANDARD, &general_purpose::URL_SAFE_NO_PAD] {
+                let text = engine.encode(format!("{before}{VALUE}{before}"));
+                let redacted = secrets.redact(&text);
+                assert!(redacted.contains("[secret CRM]"), "{text}: {redacted}");
+                // At most the digits at its ends, which hold some of its bits and some of its neighbours'.
+                let left = redacted.len() - "[secret CRM]".len();
+                assert!(left <= 2 * (before.len() * 4 / 3 + 3), "{text}: {redacted}");
+            }
+        }
         assert_eq!(secrets.redact("x12345678x"), "[secret A]");
+        assert_eq!(secrets.redact("üpa/ss \"w0rd\"+xü"), "ü[secret CRM]ü");
         assert_eq!(
             secrets.redact_json(json!([{"12345678": [VALUE, 12_345_678, 5, null, true]}])),
             json!([{"[secret PART]": ["[secret CRM]", "[secret PART]", 5, null, true]}])
@@ -239,6 +288,12 @@ mod tests {
             ("pa/ss \"w0rd\"+x, pa/ss", "[secret CRM], "),
             ("x1234567", ""),
             ("12345678", "[secret PART]"),
+            ("so far pa%2", "so far "),
+            ("so far pa%2fss \\u002", "so far "),
+            ("so far pa&#4", "so far "),
+            ("so far MTIzNDU2N", "so far "),
+            ("100%", "100%"),
+            ("a \\", "a \\"),
             ("nothin", "nothin"),
             ("", ""),
         ] {
