@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::task::{Context, Poll};
 
 use tower::{Layer, Service};
@@ -16,6 +16,8 @@ pub type Permit = Arc<dyn Fn() -> bool + Send + Sync>;
 pub struct Departure {
     permit: Permit,
     left: AtomicU8,
+    /// The status that it was refused with; 0 before that.
+    refusal: AtomicU16,
 }
 
 /// Whether a request left.
@@ -27,6 +29,8 @@ pub enum Left {
     NotYet,
     /// It may have arrived.
     Yes,
+    /// It arrived, and was answered with this status, which is no success. The body may be missing.
+    Refused(u16),
 }
 
 const UNSAID: u8 = 0;
@@ -36,7 +40,7 @@ const YES: u8 = 2;
 impl Departure {
     /// An attempt that needs this permit.
     pub fn new(permit: Permit) -> Arc<Self> {
-        Arc::new(Self { permit, left: AtomicU8::new(UNSAID) })
+        Arc::new(Self { permit, left: AtomicU8::new(UNSAID), refusal: AtomicU16::new(0) })
     }
 
     /// Whoever makes the request promises to say when it leaves; nothing has left yet.
@@ -56,6 +60,12 @@ impl Departure {
         Ok(())
     }
 
+    /// The request was answered with this status, which is no success: what became of it is known, whether
+    /// or not somebody waits until the body is there too.
+    pub fn refused(&self, status: u16) {
+        self.refusal.store(status, Ordering::SeqCst);
+    }
+
     /// Sends a request of a library that was handed the client: this attempt is asked when the
     /// connection stands, and told that it leaves.
     pub async fn during<F: Future>(self: Arc<Self>, sending: F) -> F::Output {
@@ -64,10 +74,11 @@ impl Departure {
 
     /// Whether the request left.
     pub fn left(&self) -> Left {
-        match self.left.load(Ordering::SeqCst) {
-            UNSAID => Left::Unsaid,
-            NOT_YET => Left::NotYet,
-            _ => Left::Yes,
+        match (self.left.load(Ordering::SeqCst), self.refusal.load(Ordering::SeqCst)) {
+            (UNSAID, _) => Left::Unsaid,
+            (NOT_YET, _) => Left::NotYet,
+            (_, 0) => Left::Yes,
+            (_, status) => Left::Refused(status),
         }
     }
 }

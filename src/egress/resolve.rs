@@ -1,7 +1,7 @@
 //! From names to addresses that were checked.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -28,12 +28,12 @@ pub trait Lookup: Send + Sync {
 
 /// The system's resolver.
 pub struct SystemLookup {
-    slots: Semaphore,
+    slots: Arc<Semaphore>,
 }
 
 impl Default for SystemLookup {
     fn default() -> Self {
-        Self { slots: Semaphore::new(MAX_LOOKUPS) }
+        Self { slots: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
     }
 }
 
@@ -41,9 +41,15 @@ impl Default for SystemLookup {
 impl Lookup for SystemLookup {
     async fn lookup(&self, host: &str) -> io::Result<Vec<IpAddr>> {
         // The semaphore is never closed; whoever waits for it does so within the connect time-out.
-        let _slot = self.slots.acquire().await.map_err(io::Error::other)?;
-        let found = tokio::net::lookup_host((host, 0)).await?;
-        Ok(found.map(|address| address.ip()).collect())
+        let slot = self.slots.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let name = (host.to_owned(), 0);
+        let looking = tokio::task::spawn_blocking(move || {
+            let found = name.to_socket_addrs();
+            // Not before the thread is free, whoever has given up waiting since.
+            drop(slot);
+            found
+        });
+        Ok(looking.await.map_err(io::Error::other)??.map(|address| address.ip()).collect())
     }
 }
 

@@ -172,11 +172,11 @@ async fn a_host_that_takes_no_connection_got_no_request() {
     drop(listener);
     let gate = Gate::new(opening(&["127.0.0.1"]));
     let (answer, left) = try_get(&gate, &format!("http://127.0.0.1:{port}/")).await;
-    assert_eq!((answer.unwrap_err(), left), (Failure::NoConnection, Left::NotYet));
+    assert_eq!((answer.unwrap_err(), left), (Failure::NoConnection(Unreached::Host), Left::NotYet));
     // Nobody has such a name (RFC 6761).
     let gate = Gate::new(opening(&["nobody.invalid"]));
     let (answer, left) = try_get(&gate, "http://nobody.invalid/").await;
-    assert_eq!((answer.unwrap_err(), left), (Failure::NoConnection, Left::NotYet));
+    assert_eq!((answer.unwrap_err(), left), (Failure::NoConnection(Unreached::Name), Left::NotYet));
 }
 
 #[tokio::test]

@@ -129,6 +129,9 @@ async fn attempt(tool: &dyn Tool, call: ToolCall, patience: Duration) -> Outcome
     match departure.left() {
         Left::NotYet => Outcome::NotSent(why),
         Left::Unsaid | Left::Yes => Outcome::Unknown(why),
+        Left::Refused(status) => {
+            Outcome::refused(status, format!("The tool answered {status}."), None)
+        }
     }
 }
 
@@ -146,6 +149,7 @@ mod tests {
         SaysNothing,
         Announces,
         Leaves,
+        IsRefused(u16),
     }
 
     #[async_trait]
@@ -158,6 +162,10 @@ mod tests {
                 Self::Leaves => {
                     call.departure.announce();
                     assert_eq!(call.departure.leave(), Ok(()));
+                }
+                Self::IsRefused(status) => {
+                    assert_eq!(call.departure.leave(), Ok(()));
+                    call.departure.refused(*status);
                 }
             }
             std::future::pending().await
@@ -184,6 +192,8 @@ mod tests {
             (Acts::SaysNothing, Outcome::Unknown(slept.clone())),
             (Acts::Announces, Outcome::NotSent(slept.clone())),
             (Acts::Leaves, Outcome::Unknown(slept)),
+            (Acts::IsRefused(400), Outcome::Failed("The tool answered 400.".to_owned())),
+            (Acts::IsRefused(503), Outcome::Busy("The tool answered 503.".to_owned(), None)),
         ] {
             assert_eq!(attempt(&acts, call(), Duration::ZERO).await, outcome);
         }

@@ -61,6 +61,16 @@ pub enum Outcome {
     Unknown(String),
 }
 
+impl Outcome {
+    /// An answer of this status, which is no success; why, and how long the tool asks to be left alone.
+    pub const fn refused(status: u16, why: String, asked: Option<Duration>) -> Self {
+        match status {
+            429 | 500.. => Self::Busy(why, asked),
+            _ => Self::Failed(why),
+        }
+    }
+}
+
 /// Something that can be called.
 #[async_trait]
 pub trait Tool: Send + Sync {

@@ -21,7 +21,7 @@ pub(in crate::domain) use discovered::prefix;
 pub use discovered::{Discovered, Listed, Listing};
 pub use headers::{HeaderPart, header_parts};
 pub use own::{AgentTool, ClientTool, HttpMethod, HttpTool, McpTool};
-pub use template::UrlTemplate;
+pub use template::{MAX_URL, UrlTemplate};
 
 /// Seconds that a call may take, for tools that do not say.
 const DEFAULT_TIMEOUT: u32 = 30;

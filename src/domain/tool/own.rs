@@ -28,11 +28,18 @@ pub struct HttpTool {
     /// The method.
     #[serde(default)]
     pub method: HttpMethod,
-    /// Where. `{name}` is filled, percent-encoded, from the arguments, never in scheme or host. The
-    /// other arguments go into the query (GET, DELETE) or the JSON body.
+    /// Where. `{name}` is filled, percent-encoded, from the arguments, never in scheme or host: in the path it
+    /// must be there, and a `name={name}` of the query is left out if its argument is missing or null. The
+    /// other arguments go into the query (GET, DELETE; a list as one pair for each of its values, an object
+    /// as JSON, null not at all) or the JSON body; or into a form, if `headers` give the `content-type`
+    /// `application/x-www-form-urlencoded`. `https`, and on the public internet, unless the server's
+    /// operator has opened another place; names are resolved, and their addresses checked, at each call.
+    /// Redirects are not followed. The answer is JSON if it parses, else text in its own charset, up to
+    /// 256 KiB.
     #[schema(examples("https://crm.example.com/customers/{customer_id}"))]
     pub url: String,
-    /// Headers; a value may hold `${secret.NAME}`, a secret of the server's operator for that host.
+    /// Headers; a value may hold `${secret.NAME}`, a secret of the server's operator for that host. Stepwell
+    /// adds `Idempotency-Key: {run_id}:{call_id}` and `X-Run-Id`, the same on every attempt.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     /// What a call does to the world, and so whether it may be repeated.

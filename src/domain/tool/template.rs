@@ -2,19 +2,24 @@
 //!
 //! A placeholder stands for an argument, in the path or in the query. What a model writes into it can
 //! change neither where the request goes nor which path it takes: it is percent-encoded, and a
-//! segment of the path that would become empty, `.` or `..` is refused.
+//! segment of the path that would become empty, `.` or `..` is refused. A pair of the query whose
+//! argument is left out is left out.
 
 use serde_json::{Map, Value};
 use url::Url;
 
-/// Bytes of a template, and of a URL that was made of one: what servers commonly take.
+/// Bytes of a template. It is short, and so is what servers commonly take of URLs.
 const MAX_TEMPLATE: usize = 2_048;
-const MAX_URL: usize = 8_192;
+/// Bytes of a URL that a tool calls.
+pub const MAX_URL: usize = 8_192;
 
 /// The URL of an HTTP tool.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UrlTemplate {
-    pieces: Vec<Piece>,
+    /// Scheme, host and path.
+    path: Vec<Piece>,
+    /// The pairs of the query, if there is one.
+    query: Option<Vec<Vec<Piece>>>,
     /// With `x` in all places.
     example: Url,
 }
@@ -22,8 +27,8 @@ pub struct UrlTemplate {
 #[derive(Debug, Clone, PartialEq)]
 enum Piece {
     Text(String),
-    InPath(String),
-    InQuery(String),
+    /// The argument of this name.
+    Argument(String),
 }
 
 impl UrlTemplate {
@@ -47,26 +52,32 @@ impl UrlTemplate {
         let scheme = scheme.ok_or("must begin with https://")?;
         let (_, behind) = text.split_at(scheme.len());
         let host = behind.find(['/', '?']).map_or(behind, |end| behind.split_at(end).0);
+        if host.is_empty() {
+            // Parsers of URLs would look for one behind the slashes.
+            return Err("must name a host".to_owned());
+        }
         if host.contains(['{', '}']) {
             let why = "placeholders are for the path and the query, never for the host or the port";
             return Err(why.to_owned());
         }
-        let pieces = pieces(text)?;
-        let example: String = pieces
-            .iter()
-            .map(|piece| match piece {
-                Piece::Text(text) => text.as_str(),
-                Piece::InPath(_) | Piece::InQuery(_) => "x",
-            })
-            .collect();
+        let (path, query) = match text.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (text, None),
+        };
+        let path = pieces(path)?;
+        let query: Option<Vec<_>> = query
+            .map(|query| query.split('&').map(pieces).collect::<Result<_, _>>())
+            .transpose()?;
+        let example = path.iter().map(Piece::example).collect::<String>();
         let example = Url::parse(&example).map_err(|error| format!("is no URL: {error}"))?;
         if !example.username().is_empty() || example.password().is_some() {
             return Err("must not hold a user name or a password".to_owned());
         }
-        Ok(Self { pieces, example })
+        Ok(Self { path, query, example })
     }
 
-    /// A URL that is like all that can be made of it, for checks of where it leads.
+    /// A URL with the scheme, the host and the port of all that can be made of it, for checks of where it
+    /// leads.
     pub const fn example(&self) -> &Url {
         &self.example
     }
@@ -82,29 +93,34 @@ impl UrlTemplate {
         let mut url = String::new();
         let mut rest = arguments.clone();
         let mut filled = Vec::new();
-        for piece in &self.pieces {
+        for piece in &self.path {
             match piece {
                 Piece::Text(text) => url.push_str(text),
-                Piece::InQuery(name) => {
-                    url.push_str(&encoded(&argument(arguments, name)?));
-                    rest.remove(name);
-                }
-                Piece::InPath(name) => {
-                    let value = argument(arguments, name)?;
+                Piece::Argument(name) => {
+                    let value = argument(arguments, name)?
+                        .ok_or_else(|| format!("The argument {name:?} is missing."))?;
                     if value.is_empty() {
                         return Err(format!("The argument {name:?} must not be empty."));
                     }
-                    filled.push(url.len());
+                    filled.push((url.len(), name));
                     url.push_str(&encoded(&value));
                     rest.remove(name);
                 }
             }
         }
+        let mut separator = '?';
+        for pair in self.query.iter().flatten() {
+            if let Some(pair) = filled_pair(pair, arguments, &mut rest)? {
+                url.push(separator);
+                url.push_str(&pair);
+                separator = '&';
+            }
+        }
         if url.len() > MAX_URL {
             return Err("The arguments make the URL longer than 8192 bytes.".to_owned());
         }
-        if filled.into_iter().any(|at| leads_elsewhere(&url, at)) {
-            return Err("An argument for the path must not be \".\" or \"..\".".to_owned());
+        if let Some((_, name)) = filled.into_iter().find(|(at, _)| leads_elsewhere(&url, *at)) {
+            return Err(format!("The argument {name:?} must not be \".\" or \"..\" in the path."));
         }
         let url = Url::parse(&url).map_err(|_| "The arguments make no URL.".to_owned())?;
         let place =
@@ -117,16 +133,43 @@ impl UrlTemplate {
     }
 }
 
+impl Piece {
+    fn example(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Argument(_) => "x",
+        }
+    }
+}
+
+/// A pair of the query with its arguments, which are taken out of `rest`; `None` if one is left out.
+fn filled_pair(
+    pair: &[Piece],
+    arguments: &Map<String, Value>,
+    rest: &mut Map<String, Value>,
+) -> Result<Option<String>, String> {
+    let mut text = Some(String::new());
+    for piece in pair {
+        let more = match piece {
+            Piece::Text(text) => Some(text.clone()),
+            Piece::Argument(name) => {
+                rest.remove(name);
+                argument(arguments, name)?.map(|value| encoded(&value))
+            }
+        };
+        text = text.zip(more).map(|(text, more)| text + &more);
+    }
+    Ok(text)
+}
+
 fn pieces(text: &str) -> Result<Vec<Piece>, String> {
     let mut pieces = Vec::new();
-    let mut in_query = false;
     let mut rest = text;
     loop {
         let (before, behind) = rest.split_once('{').map_or((rest, None), |(b, a)| (b, Some(a)));
         if before.contains('}') {
             return Err("has a } without a {".to_owned());
         }
-        in_query |= before.contains('?');
         pieces.push(Piece::Text(before.to_owned()));
         let Some(behind) = behind else { return Ok(pieces) };
         let (name, behind) = behind.split_once('}').ok_or("has a { without a }")?;
@@ -137,11 +180,7 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
         if !(1..=64).contains(&name.len()) || !name.bytes().all(fits) {
             return Err(format!("{{{name}}} is no placeholder: names are [a-zA-Z0-9_-]{{1,64}}"));
         }
-        pieces.push(if in_query {
-            Piece::InQuery(name.to_owned())
-        } else {
-            Piece::InPath(name.to_owned())
-        });
+        pieces.push(Piece::Argument(name.to_owned()));
         rest = behind;
     }
 }
@@ -156,12 +195,12 @@ fn leads_elsewhere(url: &str, at: usize) -> bool {
     plain == "." || plain == ".."
 }
 
-/// An argument as text.
-fn argument(arguments: &Map<String, Value>, name: &str) -> Result<String, String> {
+/// An argument as text; `None` if it is left out.
+fn argument(arguments: &Map<String, Value>, name: &str) -> Result<Option<String>, String> {
     match arguments.get(name) {
-        None | Some(Value::Null) => Err(format!("The argument {name:?} is missing.")),
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(value @ (Value::Bool(_) | Value::Number(_))) => Ok(value.to_string()),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(value @ (Value::Bool(_) | Value::Number(_))) => Ok(Some(value.to_string())),
         Some(Value::Array(_) | Value::Object(_)) => {
             Err(format!("The argument {name:?} must be text, a number or a boolean."))
         }
@@ -211,6 +250,16 @@ mod tests {
         let twice = fill("https://h/{a}?a={a}", &json!({"a": true}));
         assert_eq!(twice, Ok(("https://h/true?a=true".to_owned(), json!({}))));
         assert_eq!(fill("https://h", &json!({})), Ok(("https://h/".to_owned(), json!({}))));
+        // What is left out of the query is left out with its name; the same for null.
+        for (arguments, query) in [
+            (json!({"a": 1, "b": 2}), "?a=1&k=v&r=1-2"),
+            (json!({"a": 1, "b": null}), "?a=1&k=v"),
+            (json!({"b": 2}), "?k=v"),
+        ] {
+            let filled = fill("https://h/?a={a}&k=v&r={a}-{b}", &arguments);
+            assert_eq!(filled, Ok((format!("https://h/{query}"), json!({}))));
+        }
+        assert_eq!(fill("https://h/?a={a}", &json!({})).unwrap().0, "https://h/");
         // Empty is fine where it means nothing.
         assert_eq!(fill("https://h/?a={a}", &json!({"a": ""})).unwrap().0, "https://h/?a=");
     }
@@ -254,6 +303,8 @@ mod tests {
             ("https://h/a/{x}", json!({})),
             ("https://h/a/{x}", json!({"x": null})),
             ("https://h/a/{x}", json!({"x": ["b"]})),
+            ("https://h/?x={x}", json!({"x": ["b"]})),
+            ("https://h/?y={y}&x={x}", json!({"x": {}})),
             ("https://h/a/{x}", json!({"x": "y".repeat(9_000)})),
         ] {
             let filled = fill(template, &arguments);
@@ -293,6 +344,9 @@ mod tests {
             "ftp://h/",
             "https://",
             "https://?x",
+            "https:///h/x",
+            "https:///{host}/x",
+            "https:////{host}/x",
         ] {
             assert!(UrlTemplate::parse(template).is_err(), "{template}");
         }

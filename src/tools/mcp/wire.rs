@@ -19,7 +19,9 @@ use sse_stream::{Sse, SseStream};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::egress::{Departure, Failure, Gate, HeaderMap, HeaderName, HeaderValue, Left};
+use crate::egress::{
+    Departure, Failure, Gate, HeaderMap, HeaderName, HeaderValue, Left, Unreached,
+};
 
 /// Where an answer broke off, it is taken up again so often: a server may ask for it without end.
 const MAX_RESUMPTIONS: u32 = 5;
@@ -154,7 +156,11 @@ impl Wire {
                 let what = format!("was not asked: {failure}");
                 Trouble { lasts: Lasts::UntilWeMayAct, ..Trouble::passing(what) }
             }
-            Failure::NoConnection => Trouble::passing("could not be reached"),
+            Failure::NoConnection(Unreached::Host) => Trouble::passing("could not be reached"),
+            Failure::NoConnection(why) if why.may_pass() => {
+                Trouble::passing(format!("was not asked: {why}"))
+            }
+            Failure::NoConnection(why) => Trouble::lasting(format!("was not asked: {why}")),
             Failure::NoAnswer => Trouble::passing("closed the connection before it answered"),
         })
     }

@@ -12,6 +12,7 @@ pub mod profile;
 pub mod proxy;
 pub mod random;
 pub mod server;
+pub mod tls_server;
 pub mod transcripts;
 
 /// Runs each of these tests (`async fn(database_url: String)`) on an empty database of each kind.

@@ -105,6 +105,13 @@ pub enum Reply {
         /// The body.
         body: Vec<u8>,
     },
+    /// A status, and nothing of the body.
+    Head {
+        /// The status.
+        status: u16,
+        /// All headers.
+        headers: Vec<(String, String)>,
+    },
     /// The connection is reset before the head of an answer.
     Reset,
     /// Nothing is ever answered.
@@ -433,6 +440,15 @@ async fn write_reply(
     match reply {
         Reply::Reset => Err(reset()),
         Reply::Hang => std::future::pending().await,
+        Reply::Head { status, headers } => {
+            let mut head = format!("HTTP/1.1 {status} X\r\n");
+            for (name, value) in headers {
+                head.push_str(&format!("{name}: {value}\r\n"));
+            }
+            head.push_str("\r\n");
+            to.write_all(head.as_bytes()).await?;
+            std::future::pending().await
+        }
         Reply::Whole { status, headers, body } => {
             let mut head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n", body.len());
             for (name, value) in headers {

@@ -54,6 +54,12 @@ fn broken(end: End) -> Reply {
     Reply::Stream { headers: Vec::new(), pieces: vec![piece], end }
 }
 
+/// This status, and a body that never ends.
+fn slow(status: u16) -> Reply {
+    let headers = vec![("content-length".to_owned(), "100".to_owned())];
+    Reply::Head { status, headers }
+}
+
 /// 64 MB.
 fn huge() -> Reply {
     let pieces = vec![Piece::Repeat(vec![b'x'; 64 * 1024], 1024)];
@@ -78,6 +84,8 @@ const FAULTS: &[Fault] = &[
     fault("reset", ALWAYS, || Reply::Reset, (Ends::Failed, 3), (Ends::Unknown, 1)),
     fault("cut-once", 1, || broken(End::Close), (Ends::Completed, 2), (Ends::Unknown, 1)),
     fault("cut", ALWAYS, || broken(End::Reset), (Ends::Failed, 3), (Ends::Unknown, 1)),
+    fault("400-drip", 1, || slow(400), (Ends::Failed, 1), (Ends::Failed, 1)),
+    fault("500-drip", 1, || slow(500), (Ends::Completed, 2), (Ends::Failed, 1)),
     fault("drip", ALWAYS, || broken(End::Hang), (Ends::Failed, 3), (Ends::Unknown, 1)),
     fault("huge", 1, huge, (Ends::Completed, 1), (Ends::Completed, 1)),
 ];

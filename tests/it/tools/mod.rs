@@ -3,6 +3,7 @@
 mod effects;
 mod gate;
 mod secrets;
+mod tls;
 
 use serde_json::{Value, json};
 
