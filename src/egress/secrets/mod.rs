@@ -14,7 +14,7 @@ use crate::domain::egress::{SecretFacts, SecretRefused, SecretRules};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::tool::{HeaderPart, header_parts};
 
-use spelling::{Found, Pattern, is_escape};
+use spelling::{Found, Pattern, readings};
 
 /// One secret.
 #[derive(Clone)]
@@ -65,8 +65,7 @@ impl Secrets {
                 let begins = |n: &usize| {
                     all.patterns.get(*n).is_some_and(|(pattern, _)| pattern.first() == Some(byte))
                 };
-                let may_begin = |n: &usize| is_escape(byte) || begins(n);
-                (0..all.patterns.len()).filter(may_begin).collect()
+                (0..all.patterns.len()).filter(begins).collect()
             })
             .collect();
         all
@@ -128,9 +127,9 @@ impl Secrets {
     fn redacted(&self, text: &str, is_cut: bool) -> String {
         let mut redacted = String::with_capacity(text.len());
         let (mut copied, mut at) = (0, 0);
-        while let Some(byte) = text.as_bytes().get(at) {
+        while at < text.len() {
             // Patterns are ASCII, so what is found begins and ends between characters.
-            match self.at(*byte, text.get(at..).unwrap_or_default()) {
+            match self.at(text.as_bytes().get(at..).unwrap_or_default()) {
                 (Found::Whole(length), name) => {
                     redacted.push_str(text.get(copied..at).unwrap_or_default());
                     redacted.push_str(&format!("[secret {name}]"));
@@ -148,13 +147,17 @@ impl Secrets {
         redacted
     }
 
-    /// What a text that begins with this byte begins with: the longest pattern that is there, else one that
-    /// is begun.
-    fn at(&self, first: u8, text: &str) -> (Found, &str) {
+    /// What this text begins with: the longest pattern that is there, else one that is begun.
+    fn at(&self, text: &[u8]) -> (Found, &str) {
+        let mut candidates: Vec<usize> = Vec::new();
+        readings(text, |character, _| {
+            candidates.extend(self.by_first.get(usize::from(character)).into_iter().flatten());
+        });
+        candidates.sort_unstable();
         let mut best = (Found::No, "");
-        for n in self.by_first.get(usize::from(first)).into_iter().flatten() {
-            let Some((pattern, name)) = self.patterns.get(*n) else { continue };
-            match pattern.find(text.as_bytes()) {
+        for n in candidates {
+            let Some((pattern, name)) = self.patterns.get(n) else { continue };
+            match pattern.find(text) {
                 Found::No => {}
                 Found::Begun => best = (Found::Begun, name),
                 Found::Whole(length) => return (Found::Whole(length), name),

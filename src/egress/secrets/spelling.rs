@@ -74,8 +74,8 @@ impl Pattern {
             for end in ends {
                 let rest = text.get(end..).unwrap_or_default();
                 begun |= n > 0 && may_go_on(rest);
-                spellings(expected, rest, |length| {
-                    if !next.contains(&(end + length)) {
+                readings(rest, |character, length| {
+                    if character == expected && !next.contains(&(end + length)) {
                         next.push(end + length);
                     }
                 });
@@ -90,41 +90,40 @@ impl Pattern {
 }
 
 /// Whether a character may begin like this: those that escape another one. All others are themselves.
-pub(super) const fn is_escape(byte: u8) -> bool {
+const fn is_escape(byte: u8) -> bool {
     matches!(byte, b'\\' | b'%' | b'&' | b'+')
 }
 
-/// Says how long the spellings of an ASCII character are with which this text begins.
-fn spellings(expected: u8, text: &[u8], mut found: impl FnMut(usize)) {
+/// Says all ASCII characters that the first one of this text may stand for, each with the length of that
+/// spelling.
+pub(super) fn readings(text: &[u8], mut is: impl FnMut(u8, usize)) {
     let Some(first) = text.first() else { return };
-    if *first == expected {
-        found(1);
-    }
+    let mut may_be = |character: Option<u32>, length| {
+        if let Some(Ok(character)) = character.map(u8::try_from) {
+            is(character, length);
+        }
+    };
+    may_be(Some(u32::from(*first)), 1);
     match first {
         // In forms.
-        b'+' if expected == b' ' => found(1),
-        b'%' if hex(text.get(1..3)) == Some(expected.into()) => found(3),
+        b'+' => may_be(Some(u32::from(b' ')), 1),
+        b'%' => may_be(hex(text.get(1..3)), 3),
         b'&' => {
-            let end = text.iter().take(MAX_SPELLING).position(|byte| *byte == b';');
-            if let Some(end) = end
-                && text.get(1..end).and_then(entity) == Some(expected.into())
-            {
-                found(end + 1);
+            if let Some(end) = text.iter().take(MAX_SPELLING).position(|byte| *byte == b';') {
+                may_be(text.get(1..end).and_then(entity), end + 1);
             }
         }
         b'\\' => {
             let slashes = text.iter().take(MAX_BACKSLASHES).take_while(|b| **b == b'\\').count();
+            for length in 2..=slashes {
+                may_be(Some(u32::from(b'\\')), length);
+            }
             let behind = text.get(slashes..).unwrap_or_default();
-            if expected == b'\\' {
-                (2..=slashes).for_each(&mut found);
-            } else if behind.first() == Some(&expected) {
-                found(slashes + 1);
-            }
-            if matches!(behind, [b'u', ..]) && hex(behind.get(1..5)) == Some(expected.into()) {
-                found(slashes + 5);
-            }
-            if matches!(behind, [b'x', ..]) && hex(behind.get(1..3)) == Some(expected.into()) {
-                found(slashes + 3);
+            may_be(behind.first().copied().map(u32::from), slashes + 1);
+            match behind.first() {
+                Some(b'u') => may_be(hex(behind.get(1..5)), slashes + 5),
+                Some(b'x') => may_be(hex(behind.get(1..3)), slashes + 3),
+                _ => {}
             }
         }
         _ => {}
