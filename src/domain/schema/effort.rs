@@ -46,15 +46,40 @@ pub(super) fn is_plain(schema: &Value) -> bool {
     }
 }
 
-/// How many references are in a schema: each may lead the validator a level deeper, on its stack.
-pub(super) fn references(schema: &Value) -> usize {
-    match schema {
-        Value::Object(fields) => {
-            let own = fields.iter().filter(|(key, value)| refers(key) && value.is_string()).count();
-            own + fields.values().map(references).sum::<usize>()
+/// What in a schema costs the validator more than a look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Weight {
+    /// References: each may lead the validator a level deeper, on its stack.
+    pub(super) references: usize,
+    /// Regular expressions: one may take 50 ms and 10 MB to compile.
+    pub(super) patterns: usize,
+}
+
+impl Weight {
+    pub(super) fn of(schema: &Value) -> Self {
+        let mut weight = Self::default();
+        weight.add(schema);
+        weight
+    }
+
+    fn add(&mut self, schema: &Value) {
+        match schema {
+            Value::Object(fields) => {
+                for (key, part) in fields {
+                    match part {
+                        Value::String(_) if refers(key) => self.references += 1,
+                        Value::String(_) if key == "pattern" => self.patterns += 1,
+                        Value::Object(all) if key == "patternProperties" => {
+                            self.patterns += all.len()
+                        }
+                        _ => {}
+                    }
+                    self.add(part);
+                }
+            }
+            Value::Array(parts) => parts.iter().for_each(|part| self.add(part)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
-        Value::Array(parts) => parts.iter().map(references).sum(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
     }
 }
 

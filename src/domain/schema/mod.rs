@@ -4,7 +4,7 @@ mod effort;
 
 use serde_json::Value;
 
-use effort::{Look, is_plain, references, visits};
+use effort::{Look, Weight, is_plain, visits};
 
 /// A compiled JSON Schema. Compile once per agent version; checking is cheap.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ const MAX_TOLD_CHARS: usize = 500;
 const MAX_VISITS: u64 = 1_000_000;
 /// `$ref`s in a schema. The validator follows them on its stack, when it compiles and when it checks.
 const MAX_REFERENCES: usize = 1_000;
+/// Regular expressions in a schema.
+const MAX_PATTERNS: usize = 100;
 
 impl Schema {
     /// Compiles `schema`. Remote `$ref`s are refused: nothing is fetched, now or later.
@@ -32,8 +34,12 @@ impl Schema {
         if !schema.is_object() {
             return Err("must be a JSON Schema object".to_owned());
         }
-        if references(schema) > MAX_REFERENCES {
+        let weight = Weight::of(schema);
+        if weight.references > MAX_REFERENCES {
             return Err(format!("has more than {MAX_REFERENCES} references ($ref)"));
+        }
+        if weight.patterns > MAX_PATTERNS {
+            return Err(format!("has more than {MAX_PATTERNS} regular expressions (pattern)"));
         }
         let validator = jsonschema::options()
             .build(schema)
@@ -183,6 +189,18 @@ mod tests {
         assert!(longest.is_ok_and(|thread| thread.join().is_ok()));
         let told = Schema::compile(&chain(MAX_REFERENCES)).unwrap_err();
         assert!(told.contains("1000 references"), "{told}");
+    }
+
+    #[test]
+    fn regular_expressions_are_few() {
+        let with = |count: usize| {
+            let named = |i| (format!("p{i}"), json!({"pattern": format!("^{i}$")}));
+            let properties: serde_json::Map<String, Value> = (1..count).map(named).collect();
+            json!({"properties": properties, "patternProperties": {"^x": {}}})
+        };
+        assert!(Schema::compile(&with(MAX_PATTERNS)).is_ok());
+        let told = Schema::compile(&with(MAX_PATTERNS + 1)).unwrap_err();
+        assert!(told.contains("100 regular expressions"), "{told}");
     }
 
     #[test]
