@@ -81,7 +81,8 @@ impl Driver {
         if again {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
-                stop = self.interrupted() => return Err(stop),
+                // What time brings is due already, or waits for half a second.
+                stop = self.interrupted(None) => return Err(stop),
             }
         }
         Ok(())

@@ -227,7 +227,7 @@ impl Driver {
                 self.call_model().await
             }
             Decision::CallTools(calls) => Box::pin(self.call_tools(&calls)).await,
-            Decision::AwaitTools => Box::pin(self.await_tools()).await,
+            Decision::AwaitTools(until) => Box::pin(self.await_tools(until)).await,
             Decision::MeetChildren(calls) => Box::pin(self.meet_children(&calls)).await,
             Decision::CancelChildren(calls) => Box::pin(self.cancel_children(&calls)).await,
             Decision::AwaitChildren(until) => Box::pin(self.await_children(until)).await,
@@ -365,11 +365,16 @@ impl Driver {
         }
     }
 
-    /// Resolves with why the driver must turn to something else while it waits for something.
-    pub(super) async fn interrupted(&self) -> Stop {
-        let deadline = self.folded.deadline(self.plan.settings.timeout_seconds);
-        let left = deadline.map(|deadline| deadline.since(self.now()));
-        let expiry = async {
+    /// When the run is over, unless it stops running before.
+    pub(super) fn deadline(&self) -> Option<Timestamp> {
+        self.folded.deadline(self.plan.settings.timeout_seconds)
+    }
+
+    /// Resolves with why the driver must turn to something else while it waits for something: at the
+    /// latest then.
+    pub(super) async fn interrupted(&self, until: Option<Timestamp>) -> Stop {
+        let left = until.map(|until| until.since(self.now()));
+        let due = async {
             match left {
                 Some(left) => tokio::time::sleep(left).await,
                 None => std::future::pending().await,
@@ -379,7 +384,7 @@ impl Driver {
             why = self.lane.closed() => Stop::Look(why),
             () = self.lane.watch.poked() => Stop::Look(Closed::Missed),
             () = self.overlong.notified() => Stop::Decide,
-            () = expiry => Stop::Decide,
+            () = due => Stop::Decide,
             () = self.engine.aborting.cancelled() => Stop::Abort,
         }
     }
@@ -448,7 +453,7 @@ fn resumed(status: RunStatus, decision: &Decision) -> Option<Event> {
         Decision::StartStep(_)
         | Decision::CallModel
         | Decision::CallTools(_)
-        | Decision::AwaitTools
+        | Decision::AwaitTools(_)
         | Decision::AwaitChildren(_)
         | Decision::CloseStep => true,
         Decision::Done
