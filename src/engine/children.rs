@@ -261,9 +261,10 @@ fn met(record: &RunRecord) -> Result<Met, StoreError> {
             | Event::RunCancelled(ended)
             | Event::RunExpired(ended),
         ) => over(ended, record),
-        _ if status == RunStatus::RequiresAction => {
+        _ if status == RunStatus::RequiresAction && !record.actions.is_empty() => {
             Met::Alive(ChildState::Parked(record.actions.clone()))
         }
+        // Parked with nothing open: what it waited for was answered below it, and it will go on.
         _ => Met::Alive(ChildState::Active),
     })
 }

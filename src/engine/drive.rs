@@ -21,7 +21,7 @@ use crate::domain::fold::Folded;
 use crate::domain::ids::{CallId, RunId};
 use crate::domain::overtaken;
 use crate::domain::plan::Plan;
-use crate::domain::run::{RunError, RunErrorCode, RunStatus};
+use crate::domain::run::{RequiredAction, RunError, RunErrorCode, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::domain::write;
 use crate::log::lane::{Closed, Haste, Lane, Unseen};
@@ -304,13 +304,12 @@ impl Driver {
     async fn park(&mut self, until: Option<Timestamp>) -> Result<(), Stop> {
         let of_children = self.children_actions();
         if self.folded.status == RunStatus::RequiresAction {
-            let said = self.folded.children_actions.iter().map(|open| open.action.call_id);
-            let now = of_children.iter().map(|action| action.call_id);
-            if said.collect::<HashSet<_>>() != now.collect() {
+            let said = |action: &RequiredAction| self.folded.children_actions.contains(action);
+            if !of_children.iter().all(said) {
                 // Its children wait for something else by now: it says so when it parks again.
                 return self.push(vec![write::resumed()], Owner::Keep).map(drop);
             }
-            // Looked at too early: it waits as before.
+            // Looked at too early, or one of several answers came: it waits on.
             let until = until.unwrap_or_else(|| self.now().plus(Duration::from_secs(3600)));
             return self.let_go(until, None).await.and(Err(Stop::Rest));
         }

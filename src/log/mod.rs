@@ -351,7 +351,9 @@ impl Log {
                         return Ok(None);
                     };
                     let status = record.row.status;
-                    if status.is_final() || status == RunStatus::RequiresAction {
+                    // Parked with nothing open: a run below it was answered, and it will go on.
+                    let waits = status == RunStatus::RequiresAction && !record.actions.is_empty();
+                    if status.is_final() || waits {
                         return Ok(Some(record));
                     }
                     record.last_seq

@@ -16,13 +16,14 @@ const SCHEMA: [&str; 5] = [
     include_str!("../../../migrations/sqlite/0005_conversations.sql"),
 ];
 
-/// What may be scanned: parameters and what was found for them, the nodes, of whom there are few, and
+/// What may be scanned: parameters and what was found for them, a run with those above it, the nodes, of whom there are few, and
 /// signals, which are taken as soon as they are there.
-const SHORT: [&str; 12] = [
+const SHORT: [&str; 13] = [
     "jsonb_each",
     "json_each",
     "o",
     "v",
+    "g",
     "s",
     "n",
     "nodes",

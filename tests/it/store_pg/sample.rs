@@ -143,7 +143,7 @@ pub fn asking(run_id: RunId, seq: i32) -> Append {
         arguments: serde_json::json!({}),
         expires_at: None,
     };
-    let open = OpenAction { action, created_at: NOW, of_child: false };
+    let open = OpenAction { action, created_at: NOW };
     let update = RunUpdate { actions: Some(vec![open]), ..update(seq) };
     Append { update: Some(update), ..facts(run_id, seq) }
 }
