@@ -195,6 +195,7 @@ impl Engine {
                 end_user_id: parent.end_user_id.clone(),
                 metadata: std::collections::BTreeMap::new(),
                 parent_run_id: Some(parent.run_id),
+                root_run_id: Some(parent.root_run_id.unwrap_or(parent.run_id)),
                 depth,
                 key: None,
                 at: self.clock.now(),
@@ -204,6 +205,7 @@ impl Engine {
             input = again;
             match self.log.create(new).await {
                 Ok(Created::New(_)) => return Ok(Met::Alive(ChildState::Active)),
+                Ok(Created::FamilyFull) => return Ok(refused(family::full())),
                 Ok(
                     Created::AgentMoved
                     | Created::KeyTaken(_)

@@ -87,6 +87,8 @@ pub enum Created {
     AgentMoved,
     /// The idempotency key was bound already; nothing was created.
     KeyTaken(KeyRow),
+    /// Its family is as large as families may be.
+    FamilyFull,
 }
 
 /// What became of an erasure.
@@ -172,6 +174,7 @@ impl Log {
             CreateOutcome::KeyTaken(row) => return Ok(Created::KeyTaken(row)),
             CreateOutcome::Refused(refusal) => return Ok(Created::Refused(refusal)),
             CreateOutcome::ConversationGone => return Ok(Created::ConversationGone),
+            CreateOutcome::FamilyFull => return Ok(Created::FamilyFull),
             CreateOutcome::Created => Turn::Active,
             CreateOutcome::Entered(entrance) => {
                 record.row.past = entrance.past;

@@ -1,9 +1,12 @@
 //! Children leave signals, and parents are roused by them.
 
 use stepwell::domain::ids::RunId;
+use stepwell::domain::limits;
 use stepwell::domain::page::{From, Order, Page};
 use stepwell::domain::run::RunStatus;
-use stepwell::store::{GuestDecision, NewRun, Owner, Roused, RunFilter, RunUpdate, SharedStore};
+use stepwell::store::{
+    CreateOutcome, GuestDecision, NewRun, Owner, Roused, RunFilter, RunUpdate, SharedStore,
+};
 
 use super::fixtures::*;
 use crate::support::databases::conformance;
@@ -18,6 +21,7 @@ conformance!(
     signals_are_taken_a_few_at_a_time_and_by_one_node_each,
     children_are_listed_by_their_parent,
     what_children_cost_is_kept_with_the_run,
+    a_family_grows_no_larger_than_it_may,
 );
 
 /// A run that run `parent` called, born claimed by node 1.
@@ -191,4 +195,40 @@ async fn what_children_cost_is_kept_with_the_run(store: SharedStore) {
     visit(&store, 2, None, decision).await.unwrap();
     let spent = row(&store, 2).await;
     assert_eq!((spent.children_cost, spent.tree_cost()), (None, None));
+}
+
+async fn a_family_grows_no_larger_than_it_may(store: SharedStore) {
+    add_agent(&store, "a").await;
+    let below = |n: u32, root: u32| {
+        let mut new = child(n, root);
+        new.row.root_run_id = Some(run_id(root));
+        new
+    };
+    create(&store, vec![driven_run(1), driven_run(2)]).await;
+    let most = u32::try_from(limits::MAX_FAMILY).unwrap();
+    // The one at the top is one of them; one more has room.
+    create(&store, (3..=most).map(|n| below(n, 1)).collect()).await;
+    let more: Vec<_> = [1, 2, 1, 2].iter().zip(5_000..).map(|(top, n)| below(n, *top)).collect();
+    let plain = new_run(6_000);
+    let moved = {
+        let mut new = below(6_001, 2);
+        new.row.agent_version = 7;
+        new
+    };
+    let outcome = store.flush(&batch([more, vec![plain, moved]].concat(), vec![])).await.unwrap();
+    let there = CreateOutcome::Created;
+    assert_eq!(
+        outcome.creates,
+        [
+            there.clone(),
+            there.clone(),
+            CreateOutcome::FamilyFull,
+            there.clone(),
+            there,
+            CreateOutcome::AgentMoved
+        ]
+    );
+    let full = store.flush(&batch(vec![below(7_000, 1)], vec![])).await.unwrap();
+    assert_eq!(full.creates, [CreateOutcome::FamilyFull]);
+    assert_eq!(store.load_run(HOME, run_id(7_000)).await.unwrap(), None);
 }
