@@ -5,8 +5,8 @@
 //! the row again: then it goes on behind what others wrote, or stops quietly.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -27,6 +27,7 @@ use crate::domain::write;
 use crate::log::lane::{Closed, Haste, Lane, Unseen};
 use crate::log::live::Watched;
 use crate::store::{Driveable, Owner, RunRecord, RunUpdate, Said};
+use crate::tools::mcp;
 
 use super::Engine;
 use super::trust::Faith;
@@ -47,6 +48,9 @@ pub(super) struct Driver {
     pub(super) opened: Option<i32>,
     /// The step for which this driver has looked what the plan's MCP servers have.
     pub(super) learned: Option<i32>,
+    /// The sessions with its MCP servers, from the first call of one of their tools: they are closed when
+    /// the driver and the calls under way are gone.
+    pub(super) sessions: OnceLock<Arc<mcp::Sessions>>,
     /// Whether this node may act for the run.
     pub(super) faith: Faith,
     /// Calls under way. They end with the driver, unless it was the run that was lost.
@@ -110,6 +114,7 @@ impl Driver {
             rev,
             opened: None,
             learned: None,
+            sessions: OnceLock::new(),
             faith,
             calls: JoinSet::new(),
             in_flight: HashSet::new(),

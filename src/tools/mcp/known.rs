@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use tokio::time::Instant;
 
-use super::wire::Trouble;
+use super::trouble::Trouble;
 use crate::domain::ids::{AgentId, WorkspaceId};
 use crate::domain::tool::Listing;
 
