@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
-use rmcp::model::{RequestId, ServerJsonRpcMessage};
+use rmcp::model::{ErrorData, RequestId, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_client::SseError;
 use sse_stream::{Sse, SseStream};
 
@@ -86,10 +86,10 @@ pub(super) fn answer_to(id: &RequestId, body: &[u8]) -> Option<ServerJsonRpcMess
     (theirs.to_string() == id.to_string()).then_some(message)
 }
 
-/// What a server says in an answer that is no success, where it speaks JSON-RPC.
-pub(super) fn said(body: &[u8]) -> String {
+/// The error of the protocol in an answer that is no success, if there is one.
+pub(super) fn error(body: &[u8]) -> Option<ErrorData> {
     match serde_json::from_slice(body) {
-        Ok(ServerJsonRpcMessage::Error(error)) => error.error.message.into_owned(),
-        Ok(_) | Err(_) => String::new(),
+        Ok(ServerJsonRpcMessage::Error(error)) => Some(error.error),
+        Ok(_) | Err(_) => None,
     }
 }

@@ -6,18 +6,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rmcp::RoleClient;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest,
     ErrorCode, Implementation, JsonObject, MetaObject, PaginatedRequestParams, ProtocolVersion,
     RequestMetaObject, ServerResult,
 };
 use rmcp::service::{
-    ClientInitializeError, Peer, PeerRequestOptions, RequestHandle, RunningService, ServiceError,
+    ClientInitializeError, ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions,
+    RequestHandle, RunningService, ServiceError,
 };
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::common::client_side_sse::ExponentialBackoff;
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
-use rmcp::{RoleClient, ServiceExt};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -52,12 +53,30 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Connects, and exchanges the greetings of the protocol. We offer nothing that a server could ask
-    /// of its client: no sampling, no elicitation, no roots.
+    /// Connects, and exchanges the greetings of the protocol; with a server that does not know them (since
+    /// 2026-07-28 the protocol has none), what takes their place. We offer nothing that a server could
+    /// ask of its client: no sampling, no elicitation, no roots.
     ///
     /// # Errors
     /// What stood in the way.
     pub(super) async fn open(with: Connection, tasks: &Tasks) -> Result<Self, Trouble> {
+        // In this order: servers of today know greetings, those that know both keep a session only
+        // where it was opened with them, and some of the older ones fall silent at what they do not know.
+        let why = match Self::begun(with.clone(), ClientLifecycleMode::Initialize, tasks).await {
+            Ok(session) => return Ok(session),
+            Err(NotBegun { why, in_words: false }) => return Err(why),
+            Err(NotBegun { why, in_words: true }) => why,
+        };
+        let discover =
+            ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::LATEST] };
+        Self::begun(with, discover, tasks).await.map_err(|_| why)
+    }
+
+    async fn begun(
+        with: Connection,
+        lifecycle: ClientLifecycleMode,
+        tasks: &Tasks,
+    ) -> Result<Self, NotBegun> {
         let life = CancellationToken::new();
         let end = life.clone().drop_guard();
         let wire = Wire::new(with, life);
@@ -75,14 +94,8 @@ impl Session {
         let stepwell = Implementation::new("stepwell", env!("CARGO_PKG_VERSION"));
         let client = ClientConfig::new(ClientCapabilities::default(), stepwell)
             .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE);
-        let service = client.serve(transport).await.map_err(|error| {
-            wire.small_talk().trouble().unwrap_or_else(|| match error {
-                ClientInitializeError::JsonRpcError(error) => {
-                    Trouble::lasting(format!("refused the session: {}", in_short(&error.message)))
-                }
-                _ => Trouble::lasting("did not begin in the way of the protocol"),
-            })
-        })?;
+        let begun = client.serve_with_lifecycle(transport, lifecycle).await;
+        let service = begun.map_err(|error| NotBegun::because(&wire, &error))?;
         let (peer, usage) = (service.peer().clone(), Usage::new(Instant::now()));
         let (stop, used) = (tasks.token(), usage.clone());
         tasks.spawn(async move {
@@ -173,6 +186,31 @@ impl Drop for Session {
     }
 }
 
+/// Why a session did not begin.
+struct NotBegun {
+    why: Trouble,
+    /// The server said so, in words of the protocol.
+    in_words: bool,
+}
+
+impl NotBegun {
+    fn because(wire: &Wire, error: &ClientInitializeError) -> Self {
+        if let Some(why) = wire.small_talk().trouble() {
+            return Self { why, in_words: false };
+        }
+        match error {
+            ClientInitializeError::JsonRpcError(error) => {
+                let what = format!("refused the session: {}", in_short(&error.message));
+                Self { why: Trouble::lasting(what), in_words: true }
+            }
+            _ => {
+                let why = Trouble::lasting("did not begin in the way of the protocol");
+                Self { why, in_words: false }
+            }
+        }
+    }
+}
+
 /// A call that was asked for. When it is dropped, its connections are closed; the session goes on.
 pub(super) struct Asked {
     handle: RequestHandle<RoleClient>,
@@ -185,9 +223,15 @@ impl Asked {
     pub(super) async fn answer(&mut self) -> Answer {
         match (&mut self.handle.rx).await.unwrap_or(Err(ServiceError::TransportClosed)) {
             Ok(ServerResult::CallToolResult(result)) => Answer::Result(result),
-            Ok(_) => {
-                let why = Trouble::lasting("answered with something that is no result of a tool");
-                Answer::None { why: Trouble { is_answer: true, ..why }, left: true }
+            Ok(other) => {
+                let what = match other {
+                    ServerResult::InputRequiredResult(_) => {
+                        "asks for more input before it makes the call, and nobody is there to give it"
+                    }
+                    _ => "answered with something that is no result of a tool",
+                };
+                let why = Trouble { is_answer: true, ..Trouble::lasting(what) };
+                Answer::None { why, left: true }
             }
             Err(error) => no_result(&self.exchange, &error),
         }

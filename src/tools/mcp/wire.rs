@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures_util::stream::BoxStream;
-use rmcp::model::{ClientJsonRpcMessage, ClientRequest};
+use rmcp::model::{ClientJsonRpcMessage, ClientRequest, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_client::{
     SseError, StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
 };
@@ -17,7 +17,7 @@ use sse_stream::Sse;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::body::{WireError, answer_to, bounded, events, read, said};
+use super::body::{WireError, answer_to, bounded, error, events, read};
 use super::exchange::Exchange;
 use super::trouble::{Refusal, Trouble};
 use crate::egress::{Departure, Failure, Gate, HeaderMap, HeaderName, HeaderValue};
@@ -35,6 +35,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 type HttpError = StreamableHttpError<WireError>;
 
 /// What a session is opened with.
+#[derive(Clone)]
 pub(super) struct Connection {
     /// The way out.
     pub gate: Arc<Gate>,
@@ -157,9 +158,22 @@ impl Wire {
         let body = bounded(exchange.clone(), response.bytes_stream());
         if !status.is_success() {
             let body = read(body, MAX_REFUSAL).await.unwrap_or_default();
-            let trouble = self.refused(status.as_u16(), &headers, &body, session_id.is_some());
+            let (status, error) = (status.as_u16(), error(&body));
             let is_answer = exchange.departure().is_some();
-            return Err(note(exchange, Trouble { is_answer, ..trouble }));
+            let in_session = session_id.is_some();
+            // Servers say in words of the protocol that they do not take these greetings.
+            let in_words = !is_answer && !in_session && is_about_the_request(status);
+            return match (error, asked) {
+                (Some(error), Some(id)) if in_words => {
+                    let message = ServerJsonRpcMessage::error(error, Some(id));
+                    Ok(StreamableHttpPostResponse::Json(message, None))
+                }
+                (error, _) => {
+                    let said = error.map(|error| error.message).unwrap_or_default();
+                    let trouble = self.refused(status, &headers, &said, in_session);
+                    Err(note(exchange, Trouble { is_answer, ..trouble }))
+                }
+            };
         }
         // From here on the server has taken the request: what makes no sense says nothing of what it did.
         let Some(id) = asked else { return Ok(StreamableHttpPostResponse::Accepted) };
@@ -184,8 +198,7 @@ impl Wire {
     }
 
     /// What is known after an answer that is no success.
-    fn refused(&self, status: u16, headers: &HeaderMap, body: &[u8], in_session: bool) -> Trouble {
-        let said = said(body);
+    fn refused(&self, status: u16, headers: &HeaderMap, said: &str, in_session: bool) -> Trouble {
         // The protocol's word for it is 404. Servers after the pattern of its examples say 400, and the
         // rest in words.
         let forgets = status == 404 || (status == 400 && said.to_lowercase().contains("session"));
@@ -197,7 +210,7 @@ impl Wire {
             ));
         }
         let (url, sent) = (&self.0.url, &self.0.headers);
-        Trouble::refusal(&Refusal { status, said: &said, url, sent, received: headers })
+        Trouble::refusal(&Refusal { status, said, url, sent, received: headers })
     }
 
     /// Takes up an answer where it broke off.
@@ -308,4 +321,9 @@ fn note(exchange: &Exchange, trouble: Trouble) -> HttpError {
     let error = StreamableHttpError::Client(WireError(trouble.what.clone()));
     exchange.note(trouble);
     error
+}
+
+/// Whether a status says that a request was not understood, and not who may ask or when.
+fn is_about_the_request(status: u16) -> bool {
+    (400..=499).contains(&status) && !matches!(status, 401 | 403 | 408 | 429)
 }
