@@ -91,7 +91,7 @@ fn unmade(why: Trouble, left: bool) -> Outcome {
         (false, _, Lasts::UntilWeMayAct) => Outcome::Withheld,
         (false, _, Lasts::NotLong) => Outcome::NotSent(words),
         (false, _, Lasts::On) | (true, true, Lasts::On) => Outcome::Failed(words),
-        (true, true, Lasts::NotLong | Lasts::UntilWeMayAct) => Outcome::Busy(words, None),
+        (true, true, Lasts::NotLong | Lasts::UntilWeMayAct) => Outcome::Busy(words, why.asked),
         (true, false, _) => Outcome::Unknown(words),
     }
 }

@@ -62,8 +62,9 @@ use wire::Connection;
 
 /// How long a server may take to list its tools.
 const LIST_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes that a server may send for greetings and lists.
-const MAX_LIST_BYTES: usize = 1024 * 1024;
+/// Bytes that a server may send for greetings and lists: some thousand tools, of which an agent chooses
+/// a few.
+const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why a server's tools are not known.
 #[derive(Debug, Clone, PartialEq, Eq)]

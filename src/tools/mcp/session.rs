@@ -10,7 +10,7 @@ use rmcp::RoleClient;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest,
     ErrorCode, Implementation, JsonObject, MetaObject, PaginatedRequestParams, ProtocolVersion,
-    RequestMetaObject, ServerResult,
+    RequestMetaObject, ServerResult, Tool,
 };
 use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions,
@@ -35,8 +35,8 @@ use crate::shutdown::Tasks;
 
 /// How long a server may take to be told that we go: that a call is cancelled, that the session ends.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Pages of a list that are read.
-const MAX_PAGES: usize = 32;
+/// Pages of a list that are read: enough for some thousand tools, of which an agent chooses a few.
+const MAX_PAGES: usize = 100;
 /// Where a broken stream of events is taken up again: how often it is tried at once, and how soon.
 const RESUME_TRIES: usize = 2;
 const RESUME_PAUSE: Duration = Duration::from_millis(300);
@@ -138,11 +138,7 @@ impl Session {
                 )),
                 other => trouble(self.wire.small_talk(), &other),
             })?;
-            tools.extend(page.tools.into_iter().map(|tool| Listed {
-                name: tool.name.into_owned(),
-                description: tool.description.map_or_else(String::new, |text| text.into_owned()),
-                parameters: tool.input_schema.as_ref().clone(),
-            }));
+            tools.extend(page.tools.into_iter().map(listed));
             cursor = page.next_cursor;
             if cursor.is_none() {
                 return Ok((tools, true));
@@ -177,6 +173,16 @@ impl Session {
             }
             Err(error) => Err(no_result(&exchange, &error)),
         }
+    }
+}
+
+fn listed(tool: Tool) -> Listed {
+    let described = tool.description.map(|text| text.into_owned());
+    Listed {
+        name: tool.name.into_owned(),
+        // A title for people says more than nothing.
+        description: described.or(tool.title).unwrap_or_default(),
+        parameters: tool.input_schema.as_ref().clone(),
     }
 }
 

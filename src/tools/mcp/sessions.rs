@@ -1,6 +1,6 @@
-//! The sessions of a run: one with each of its servers, from the first call to the end of the driving.
+//! The sessions of a run: one with each of its servers, from the first call until nobody drives it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,8 +25,20 @@ const OPEN_WITHIN: Duration = Duration::from_secs(30);
 /// process drives the run and it does not park; another driver begins with new sessions.
 pub struct Sessions {
     servers: Arc<Servers>,
-    /// By the name of the agent's tool.
-    all: Mutex<HashMap<String, Opening>>,
+    all: Mutex<HashMap<Whom, Opening>>,
+}
+
+/// With whom a session is: an agent may name a server twice, for tools of different effects.
+#[derive(PartialEq, Eq, Hash)]
+struct Whom {
+    url: String,
+    headers: BTreeMap<String, String>,
+}
+
+impl Whom {
+    fn of(server: &McpTool) -> Self {
+        Self { url: server.url.clone(), headers: server.headers.clone() }
+    }
 }
 
 /// A session that is open or being opened. That goes on in a task of its own: whoever waits for it may
@@ -56,8 +68,9 @@ impl Sessions {
                 return Ok((opened?, in_use));
             }
             let mut all = self.all();
-            if all.get(&server.name).is_some_and(|is| is.ptr_eq(&opening)) {
-                all.remove(&server.name);
+            let whom = Whom::of(server);
+            if all.get(&whom).is_some_and(|is| is.ptr_eq(&opening)) {
+                all.remove(&whom);
             }
             drop(all);
             opened?;
@@ -67,12 +80,9 @@ impl Sessions {
 
     fn opening(&self, server: &McpTool, workspace_id: WorkspaceId) -> Opening {
         let mut all = self.all();
-        if let Some(opening) = all.get(&server.name) {
-            return opening.clone();
-        }
-        let opening = self.open(server, workspace_id);
-        all.insert(server.name.clone(), opening.clone());
-        opening
+        let opening =
+            all.entry(Whom::of(server)).or_insert_with(|| self.open(server, workspace_id));
+        opening.clone()
     }
 
     fn open(&self, server: &McpTool, workspace_id: WorkspaceId) -> Opening {
@@ -94,7 +104,7 @@ impl Sessions {
         opening.map(|opened| opened.unwrap_or_else(|_| Err(broken_off()))).boxed().shared()
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Opening>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<Whom, Opening>> {
         // A panicking holder leaves nothing half done.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }

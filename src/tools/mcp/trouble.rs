@@ -1,8 +1,10 @@
 //! What went wrong with a server, in words that say what to do about it and hold no URL.
 
+use std::time::Duration;
+
 use url::Url;
 
-use crate::egress::{Failure, HeaderMap};
+use crate::egress::{Failure, HeaderMap, retry_after};
 
 /// Characters of a server's own words that are passed on.
 const MAX_WORDS: usize = 500;
@@ -14,6 +16,8 @@ pub(super) struct Trouble {
     pub what: String,
     /// Whether it may be gone the next time.
     pub lasts: Lasts,
+    /// How long the server asks to be left alone.
+    pub asked: Option<Duration>,
     /// Whether it is the server's answer to a call, and says that it was not made.
     pub is_answer: bool,
 }
@@ -31,11 +35,11 @@ pub(super) enum Lasts {
 
 impl Trouble {
     pub(super) fn passing(what: impl Into<String>) -> Self {
-        Self { what: what.into(), lasts: Lasts::NotLong, is_answer: false }
+        Self { what: what.into(), lasts: Lasts::NotLong, asked: None, is_answer: false }
     }
 
     pub(super) fn lasting(what: impl Into<String>) -> Self {
-        Self { what: what.into(), lasts: Lasts::On, is_answer: false }
+        Self { what: what.into(), lasts: Lasts::On, asked: None, is_answer: false }
     }
 
     /// There is no answer.
@@ -66,7 +70,11 @@ impl Trouble {
             what.push(')');
         }
         let passes = (500..=599).contains(&status) || matches!(status, 408 | 429);
-        if passes { Self::passing(what) } else { Self::lasting(what) }
+        if passes {
+            Self { asked: retry_after(refusal.received), ..Self::passing(what) }
+        } else {
+            Self::lasting(what)
+        }
     }
 
     /// There is an answer, and its body is of a kind that the protocol does not know.
@@ -175,6 +183,19 @@ mod tests {
         }
         assert_eq!(told(503, "", &[], None), "answered with HTTP status 503");
         assert_eq!(told(307, "", &[], None), "answered with HTTP status 307");
+    }
+
+    #[test]
+    fn a_server_may_ask_to_be_left_alone() {
+        let url = Url::parse("https://mcp.example.com/").unwrap();
+        let (sent, mut received) = (HeaderMap::new(), HeaderMap::new());
+        received.insert("retry-after", HeaderValue::from_static("3"));
+        let asked = |status| {
+            let refusal = Refusal { status, said: "", url: &url, sent: &sent, received: &received };
+            Trouble::refusal(&refusal).asked
+        };
+        assert_eq!(asked(429), Some(Duration::from_secs(3)));
+        assert_eq!(asked(400), None);
     }
 
     #[test]

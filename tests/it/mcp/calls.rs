@@ -172,6 +172,12 @@ async fn a_status_that_is_no_success_is_a_known_failure_of_a_once_call(url: Stri
         assert_eq!(failed[0]["error"], told);
         assert_eq!(mcp.calls().len(), attempts, "{agent_id}");
     }
+    // A server that asks to be left alone for longer than a run waits is not asked again.
+    let mcp = McpServer::start().await;
+    mcp.on_call(|_| Reply::error(429, json!({}), &[("retry-after", "60")]));
+    let (end, _) = run(&server.client, "left-alone", mcp.tool("remote", "read")).await;
+    assert_eq!(end["status"], "completed", "{end}");
+    assert_eq!(mcp.calls().len(), 1);
 }
 
 async fn an_answer_that_breaks_off_is_taken_up_where_it_was(url: String) {

@@ -69,8 +69,11 @@ async fn the_calls_of_a_run_find_what_they_left_in_the_session(url: String) {
     let (_setup, server) = serve(url).await;
     let client = &server.client;
     let (mcp, other) = (counting().await, counting().await);
-    let tools = json!([mcp.tool("remote", "once"), other.tool("other", "once")]);
-    let steps = [json!([act(), act(), {"tool": "other__act"}]), json!([act()])];
+    // A server that is named twice, for tools of different effects, is one server.
+    let (once, read) = (mcp.tool("remote", "once"), mcp.tool("same", "read"));
+    let tools = json!([once, read, other.tool("other", "once")]);
+    let (same, another) = (json!({"tool": "same__act"}), json!({"tool": "other__act"}));
+    let steps = [json!([act(), same, another]), json!([act()])];
     create(client, "counting", &tools, &steps).await;
     let end = client.run_to_end("counting", &json!({"input": "Go"})).await;
     assert_eq!(end["status"], "completed", "{end}");
@@ -82,16 +85,15 @@ async fn the_calls_of_a_run_find_what_they_left_in_the_session(url: String) {
         ["1", "1", "2"],
         "two calls at once share a session; the other server has its own"
     );
-    // One for the list, one for the run; both are closed.
-    assert_eq!(mcp.requests("initialize").len(), 2);
-    mcp.wait_closed(2).await;
-    assert_eq!(mcp.closed(), ["session-1", "session-2"]);
+    // One for each list, one for the run; all are closed.
+    assert_eq!(mcp.requests("initialize").len(), 3);
+    mcp.wait_closed(3).await;
     // The next run finds nothing of it.
     let end = client.run_to_end("counting", &json!({"input": "Go"})).await;
     assert!(results(&log(client, &end).await).ends_with(&["3".to_owned()]));
-    mcp.wait_closed(3).await;
-    assert_eq!(mcp.requests("initialize").len(), 3);
-    assert_eq!(sessions(&mcp.calls())[2..4], ["session-2", "session-3"]);
+    mcp.wait_closed(4).await;
+    assert_eq!(mcp.requests("initialize").len(), 4);
+    assert_eq!(sessions(&mcp.calls()), [["session-3"; 3], ["session-4"; 3]].concat());
 }
 
 async fn a_run_that_parks_closes_its_session(url: String) {
