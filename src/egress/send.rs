@@ -13,7 +13,7 @@ use url::Url;
 use super::departure::{DEPARTURE, Withheld};
 use super::{Departure, Gate, Left};
 use crate::domain::egress::Refused;
-use crate::domain::retry::retry_after;
+use crate::domain::retry;
 use crate::domain::tool::HttpMethod;
 
 /// How long a server may take over the body of an answer that is no success: its status says enough.
@@ -56,7 +56,6 @@ pub struct Answer {
 impl Answer {
     /// An answer without its body, by its head.
     fn new(status: u16, headers: &HeaderMap) -> Self {
-        let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
         // Some servers write them in UTF-8, which is no mistake of the model's.
         let any = |name: HeaderName| {
             headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
@@ -69,7 +68,7 @@ impl Answer {
             is_packed: any(CONTENT_ENCODING)
                 .is_some_and(|way| !way.trim().eq_ignore_ascii_case("identity")),
             location: any(LOCATION),
-            retry_after: retry_after(text),
+            retry_after: retry_after(headers),
         }
     }
 }
@@ -187,6 +186,11 @@ async fn read(
     }
     answer.is_whole = true;
     Ok(())
+}
+
+/// How long a server asks to be left alone.
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    retry::retry_after(|name| headers.get(name)?.to_str().ok().map(str::trim))
 }
 
 impl Failure {
