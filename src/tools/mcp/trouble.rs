@@ -114,10 +114,9 @@ impl Refusal<'_> {
                 "it wants credentials: give the tool a header, such as authorization: Bearer \
                  ${secret.NAME}"
             }
-            404 => "is there an MCP endpoint at the tool's url?",
-            405 => {
-                "there is no MCP endpoint that takes POST at the tool's url; the older HTTP+SSE \
-                 transport is not supported, streamable HTTP is needed"
+            404 | 405 => {
+                "is there an MCP endpoint at the tool's url? It must speak streamable HTTP; the older \
+                 HTTP+SSE transport is not supported"
             }
             _ => return None,
         };
@@ -176,7 +175,7 @@ mod tests {
             (told(401, "", &[], None), "give the tool a header"),
             (told(401, "", &["authorization"], None), "does not accept the authorization header"),
             (told(404, "", &[], None), "an MCP endpoint at the tool's url?"),
-            (told(405, "", &[], None), "HTTP+SSE transport is not supported"),
+            (told(405, "", &[], None), "must speak streamable HTTP"),
             (told(400, "Bad session", &[], None), "status 400: Bad session"),
         ] {
             assert!(is.contains(part), "{is}");
