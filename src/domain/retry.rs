@@ -1,4 +1,5 @@
-//! When a failed model call is tried again. Pure: elapsed time and randomness come in.
+//! When a failed call is tried again: for how long servers ask to be left alone, and when a model call is
+//! made again. Pure: elapsed time and randomness come in.
 
 use std::time::Duration;
 
@@ -114,6 +115,23 @@ pub fn verdict(failure: &ModelFailure, attempt: i32, elapsed: Duration, chance: 
     }
 }
 
+/// How long a server asks to be left alone: `retry-after-ms`, or `retry-after` in seconds or as
+/// a date. A date is compared with the answer's own `date`, so that clocks may differ. `text` knows the
+/// headers, trimmed.
+pub fn retry_after<'h>(text: impl Fn(&'static str) -> Option<&'h str>) -> Option<Duration> {
+    let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds.max(0.0)).ok();
+    if let Some(millis) = text("retry-after-ms").and_then(|ms| ms.parse::<f64>().ok()) {
+        return seconds(millis / 1000.0);
+    }
+    let asked = text("retry-after")?;
+    if let Ok(number) = asked.parse::<f64>() {
+        return seconds(number);
+    }
+    let date = |text: &str| chrono::DateTime::parse_from_rfc2822(text).ok();
+    let wait = date(asked)?.signed_duration_since(date(text("date")?)?);
+    Some(wait.to_std().unwrap_or(Duration::ZERO))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,5 +166,24 @@ mod tests {
             let failure = ModelFailure::new(kind, "no");
             assert_eq!(verdict(&failure, 1, Duration::ZERO, 0.5), Verdict::GiveUp);
         }
+    }
+
+    #[test]
+    fn a_wish_to_be_left_alone_is_read_in_every_spelling() {
+        let read = |pairs: &[(&'static str, &str)]| {
+            retry_after(|name| pairs.iter().find(|pair| pair.0 == name).map(|pair| pair.1))
+        };
+        let millis = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(read(&[("retry-after", "7")]), millis(7_000));
+        assert_eq!(read(&[("retry-after", "0.5")]), millis(500));
+        assert_eq!(read(&[("retry-after-ms", "250"), ("retry-after", "1")]), millis(250));
+        assert_eq!(read(&[("retry-after", "-3")]), millis(0));
+        let now = ("date", "Wed, 21 Oct 2026 07:28:00 GMT");
+        assert_eq!(read(&[("retry-after", "Wed, 21 Oct 2026 07:28:30 GMT"), now]), millis(30_000));
+        assert_eq!(read(&[("retry-after", "Wed, 21 Oct 2026 07:20:00 GMT"), now]), millis(0));
+        for nonsense in ["soon", "NaN", "1e300", ""] {
+            assert!(read(&[("retry-after", nonsense)]).is_none_or(|wait| wait.is_zero()));
+        }
+        assert_eq!(read(&[]), None);
     }
 }

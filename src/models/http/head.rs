@@ -5,8 +5,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::super::ModelsError;
-use super::super::fault;
 use super::body::{Body, Malformed};
+use crate::domain::retry::retry_after;
 
 /// Bytes that the heads of one answer may have, interim ones included: several times what any server
 /// sends, and what proxies commonly allow.
@@ -185,7 +185,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, Malformed> {
         status,
         is_json: text("content-type")
             .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("application/json")),
-        retry_after: fault::retry_after(text),
+        retry_after: retry_after(text),
         body: framing(
             status,
             is_one_dot_one,
