@@ -32,6 +32,7 @@ pub enum Left {
 const UNSAID: u8 = 0;
 const NOT_YET: u8 = 1;
 const YES: u8 = 2;
+const CALLED_OFF: u8 = 3;
 
 impl Departure {
     /// An attempt that needs this permit.
@@ -44,6 +45,13 @@ impl Departure {
         self.left.store(NOT_YET, Ordering::SeqCst);
     }
 
+    /// Nobody waits for it any more: what was announced and has not left stays. Says whether it left;
+    /// that does not change behind this.
+    pub fn call_off(&self) -> Left {
+        let _ = self.left.compare_exchange(NOT_YET, CALLED_OFF, Ordering::SeqCst, Ordering::SeqCst);
+        self.left()
+    }
+
     /// Asks for permission to send at this moment; from then on the request may have arrived.
     ///
     /// # Errors
@@ -52,8 +60,9 @@ impl Departure {
         if !(self.permit)() {
             return Err(Withheld);
         }
-        self.left.store(YES, Ordering::SeqCst);
-        Ok(())
+        let leave = |left: u8| (left != CALLED_OFF).then_some(YES);
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leave);
+        left.map(drop).map_err(|_| Withheld)
     }
 
     /// Sends a request of a library that was handed the client: this attempt is asked when the
@@ -66,7 +75,7 @@ impl Departure {
     pub fn left(&self) -> Left {
         match self.left.load(Ordering::SeqCst) {
             UNSAID => Left::Unsaid,
-            NOT_YET => Left::NotYet,
+            NOT_YET | CALLED_OFF => Left::NotYet,
             _ => Left::Yes,
         }
     }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::egress::{Failure, HeaderMap, retry_after};
+use crate::domain::retry::retry_after;
+use crate::egress::{Failure, HeaderMap};
 
 /// Characters of a server's own words that are passed on.
 const MAX_WORDS: usize = 500;
@@ -71,7 +72,7 @@ impl Trouble {
         }
         let passes = (500..=599).contains(&status) || matches!(status, 408 | 429);
         if passes {
-            Self { asked: retry_after(refusal.received), ..Self::passing(what) }
+            Self { asked: refusal.asked(), ..Self::passing(what) }
         } else {
             Self::lasting(what)
         }
@@ -103,6 +104,11 @@ pub(super) struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
+    /// How long the server asks to be left alone.
+    fn asked(&self) -> Option<Duration> {
+        retry_after(|name| self.received.get(name)?.to_str().ok().map(str::trim))
+    }
+
     /// What a developer can do about it.
     fn advice(&self) -> Option<String> {
         let advice = match self.status {
