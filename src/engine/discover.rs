@@ -35,7 +35,7 @@ impl Driver {
                 self.folded.open_step().ok_or(Stop::Defect)?.step
             }
             Decision::Done
-            | Decision::AwaitTools
+            | Decision::AwaitTools(_)
             | Decision::MeetChildren(_)
             | Decision::CancelChildren(_)
             | Decision::AwaitChildren(_)
@@ -91,7 +91,7 @@ impl Driver {
                 biased;
                 () = self.faith.lost() => Stop::Doubt,
                 done = &mut wait => return Ok(done),
-                stop = self.interrupted() => stop,
+                stop = self.interrupted(self.deadline()) => stop,
             };
             let Stop::Look(why) = stop else { return Err(stop) };
             self.look(why).await?;
