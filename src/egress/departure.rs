@@ -36,6 +36,7 @@ pub enum Left {
 const UNSAID: u8 = 0;
 const NOT_YET: u8 = 1;
 const YES: u8 = 2;
+const CALLED_OFF: u8 = 3;
 
 impl Departure {
     /// An attempt that needs this permit.
@@ -48,6 +49,13 @@ impl Departure {
         self.left.store(NOT_YET, Ordering::SeqCst);
     }
 
+    /// Nobody waits for it any more: what was announced and has not left stays. Says whether it left;
+    /// that does not change behind this.
+    pub fn call_off(&self) -> Left {
+        let _ = self.left.compare_exchange(NOT_YET, CALLED_OFF, Ordering::SeqCst, Ordering::SeqCst);
+        self.left()
+    }
+
     /// Asks for permission to send at this moment; from then on the request may have arrived.
     ///
     /// # Errors
@@ -56,8 +64,9 @@ impl Departure {
         if !(self.permit)() {
             return Err(Withheld);
         }
-        self.left.store(YES, Ordering::SeqCst);
-        Ok(())
+        let leave = |left: u8| (left != CALLED_OFF).then_some(YES);
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leave);
+        left.map(drop).map_err(|_| Withheld)
     }
 
     /// The request was answered with this status, which is no success: what became of it is known, whether
@@ -76,7 +85,7 @@ impl Departure {
     pub fn left(&self) -> Left {
         match (self.left.load(Ordering::SeqCst), self.refusal.load(Ordering::SeqCst)) {
             (UNSAID, _) => Left::Unsaid,
-            (NOT_YET, _) => Left::NotYet,
+            (NOT_YET | CALLED_OFF, _) => Left::NotYet,
             (_, 0) => Left::Yes,
             (_, status) => Left::Refused(status),
         }

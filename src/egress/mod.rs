@@ -35,8 +35,8 @@ use url::Url;
 use crate::domain::egress::{Destinations, Refused};
 
 pub use departure::{Departure, Left, Permit, Withheld};
-pub use reqwest::Client;
 pub use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+pub use reqwest::{Client, StatusCode};
 pub use resolve::{Lookup, SystemLookup};
 pub use secrets::{HeaderError, Secret, Secrets};
 pub use send::{Answer, Failure, Request, Unreached, retry_after};

@@ -126,7 +126,8 @@ async fn attempt(tool: &dyn Tool, call: ToolCall, patience: Duration) -> Outcome
         Ok(Err(_panic)) => "The tool failed inside the server.".to_owned(),
         Err(_) => format!("The tool did not answer within {} s.", patience.as_secs()),
     };
-    match departure.left() {
+    // Whoever makes it may be at it still, in a task of its own: it must not leave behind our back.
+    match departure.call_off() {
         Left::NotYet => Outcome::NotSent(why),
         Left::Unsaid | Left::Yes => Outcome::Unknown(why),
         Left::Refused(status) => {
@@ -196,6 +197,16 @@ mod tests {
             (Acts::IsRefused(503), Outcome::Busy("The tool answered 503.".to_owned(), None)),
         ] {
             assert_eq!(attempt(&acts, call(), Duration::ZERO).await, outcome);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_given_up_before_it_left_does_not_leave_any_more() {
+        for (acts, may_leave) in [(Acts::Announces, false), (Acts::Leaves, true)] {
+            let call = call();
+            let departure = call.departure.clone();
+            attempt(&acts, call, Duration::ZERO).await;
+            assert_eq!(departure.leave().is_ok(), may_leave, "another attempt may follow");
         }
     }
 

@@ -60,7 +60,7 @@ impl Exchange {
 
     /// Whether it is a call that may have reached the server.
     pub(super) fn has_left(&self) -> bool {
-        self.departure.as_ref().is_some_and(|departure| departure.left() == Left::Yes)
+        self.departure.as_ref().is_some_and(|departure| departure.left() != Left::NotYet)
     }
 
     /// The first thing that went wrong.

@@ -75,7 +75,7 @@ impl Trouble {
         }
         let passes = (500..=599).contains(&status) || matches!(status, 408 | 429);
         if passes {
-            Self { asked: retry_after(refusal.received), ..Self::passing(what) }
+            Self { asked: refusal.asked(), ..Self::passing(what) }
         } else {
             Self::lasting(what)
         }
@@ -107,6 +107,11 @@ pub(super) struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
+    /// How long the server asks to be left alone.
+    fn asked(&self) -> Option<Duration> {
+        retry_after(&self.received)
+    }
+
     /// What a developer can do about it.
     fn advice(&self) -> Option<String> {
         let advice = match self.status {
@@ -118,10 +123,9 @@ impl Refusal<'_> {
                 "it wants credentials: give the tool a header, such as authorization: Bearer \
                  ${secret.NAME}"
             }
-            404 => "is there an MCP endpoint at the tool's url?",
-            405 => {
-                "there is no MCP endpoint that takes POST at the tool's url; the older HTTP+SSE \
-                 transport is not supported, streamable HTTP is needed"
+            404 | 405 => {
+                "is there an MCP endpoint at the tool's url? It must speak streamable HTTP; the older \
+                 HTTP+SSE transport is not supported"
             }
             _ => return None,
         };
@@ -180,7 +184,7 @@ mod tests {
             (told(401, "", &[], None), "give the tool a header"),
             (told(401, "", &["authorization"], None), "does not accept the authorization header"),
             (told(404, "", &[], None), "an MCP endpoint at the tool's url?"),
-            (told(405, "", &[], None), "HTTP+SSE transport is not supported"),
+            (told(405, "", &[], None), "must speak streamable HTTP"),
             (told(400, "Bad session", &[], None), "status 400: Bad session"),
         ] {
             assert!(is.contains(part), "{is}");

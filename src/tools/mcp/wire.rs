@@ -7,23 +7,29 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::Stream;
 use futures_util::stream::BoxStream;
-use rmcp::model::{ClientJsonRpcMessage, ClientRequest, ServerJsonRpcMessage};
+use rmcp::model::{ClientJsonRpcMessage, ClientRequest, RequestId, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_client::{
     SseError, StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
 };
 use sse_stream::Sse;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::body::{WireError, answer_to, bounded, error, events, read};
 use super::exchange::Exchange;
 use super::trouble::{Refusal, Trouble};
-use crate::egress::{Departure, Failure, Gate, HeaderMap, HeaderName, HeaderValue};
+use crate::egress::{Departure, Failure, Gate, HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 /// Bytes of an answer that is no success: enough for an error in words.
 const MAX_REFUSAL: usize = 16 * 1024;
+/// How long a server may take over them.
+const REFUSAL_WITHIN: Duration = Duration::from_secs(5);
 
 const ACCEPT: HeaderName = HeaderName::from_static("accept");
 const CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
@@ -153,30 +159,44 @@ impl Wire {
         };
         let response =
             response.map_err(|error| note(exchange, Trouble::no_answer(Failure::of(&error))))?;
-        let status = response.status();
-        let headers = response.headers().clone();
+        let (status, headers) = (response.status(), response.headers().clone());
         let body = bounded(exchange.clone(), response.bytes_stream());
         if !status.is_success() {
-            let body = read(body, MAX_REFUSAL).await.unwrap_or_default();
-            let (status, error) = (status.as_u16(), error(&body));
+            // What it says beside its status is not worth waiting for.
+            let body = timeout(REFUSAL_WITHIN, read(body, MAX_REFUSAL)).await;
+            let error = error(&body.unwrap_or(Ok(Vec::new())).unwrap_or_default());
             let is_answer = exchange.departure().is_some();
             let in_session = session_id.is_some();
-            // Servers say in words of the protocol that they do not take these greetings.
-            let in_words = !is_answer && !in_session && is_about_the_request(status);
             return match (error, asked) {
-                (Some(error), Some(id)) if in_words => {
+                // Servers say in words of the protocol that they do not take these greetings.
+                (Some(error), Some(id))
+                    if !is_answer && !in_session && is_about_the_request(status) =>
+                {
                     let message = ServerJsonRpcMessage::error(error, Some(id));
                     Ok(StreamableHttpPostResponse::Json(message, None))
                 }
                 (error, _) => {
                     let said = error.map(|error| error.message).unwrap_or_default();
-                    let trouble = self.refused(status, &headers, &said, in_session);
+                    let trouble = self.refused(status.as_u16(), &headers, &said, in_session);
                     Err(note(exchange, Trouble { is_answer, ..trouble }))
                 }
             };
         }
         // From here on the server has taken the request: what makes no sense says nothing of what it did.
-        let Some(id) = asked else { return Ok(StreamableHttpPostResponse::Accepted) };
+        match asked {
+            Some(id) => self.answered(&id, &headers, body, exchange).await,
+            None => Ok(StreamableHttpPostResponse::Accepted),
+        }
+    }
+
+    /// The answer to the request `id`, as JSON or as events.
+    async fn answered(
+        &self,
+        id: &RequestId,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<Bytes, WireError>> + Send + 'static,
+        exchange: &Arc<Exchange>,
+    ) -> Result<StreamableHttpPostResponse, HttpError> {
         let header = |name: HeaderName| headers.get(name)?.to_str().ok();
         let content_type = header(CONTENT_TYPE).unwrap_or_default().to_ascii_lowercase();
         let session_id = header(SESSION_ID).map(str::to_owned);
@@ -188,7 +208,7 @@ impl Wire {
             return Err(note(exchange, Trouble::strange_content(&content_type)));
         }
         let body = read(body, usize::MAX).await.map_err(StreamableHttpError::Client)?;
-        match answer_to(&id, &body) {
+        match answer_to(id, &body) {
             Some(message) => Ok(StreamableHttpPostResponse::Json(message, session_id)),
             None => {
                 let what = "answered with something that is no answer to the request";
@@ -324,6 +344,6 @@ fn note(exchange: &Exchange, trouble: Trouble) -> HttpError {
 }
 
 /// Whether a status says that a request was not understood, and not who may ask or when.
-fn is_about_the_request(status: u16) -> bool {
-    (400..=499).contains(&status) && !matches!(status, 401 | 403 | 408 | 429)
+fn is_about_the_request(status: StatusCode) -> bool {
+    status.is_client_error() && !matches!(status.as_u16(), 401 | 403 | 408 | 429)
 }

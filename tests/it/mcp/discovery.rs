@@ -146,7 +146,7 @@ async fn a_run_that_has_a_wrong_url_says_what_is_wrong(url: String) {
             answered(404, &html, "<html>"),
             "status 404 (is there an MCP endpoint at the tool's",
         ),
-        ("sse", answered(405, &[], ""), "older HTTP+SSE transport is not supported"),
+        ("sse", answered(405, &[], ""), "the older HTTP+SSE transport is not supported"),
         ("slash", answered(307, &slash, ""), "redirects to the same path with a slash behind it"),
     ] {
         let mcp = McpServer::start().await;

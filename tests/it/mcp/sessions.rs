@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -21,6 +22,7 @@ on_both_databases! {
     a_session_that_its_server_forgot_is_opened_anew;
     a_call_that_times_out_leaves_the_session_to_its_siblings;
     a_server_that_gives_no_session_is_called_all_the_same;
+    a_server_that_does_not_let_go_is_left;
 }
 
 /// An agent that makes these calls, one list for each step.
@@ -265,4 +267,18 @@ async fn a_server_that_gives_no_session_is_called_all_the_same(url: String) {
     assert!(mcp.calls().iter().all(|call| session_of(call).is_none()));
     assert_eq!(mcp.requests("initialize").len(), 2, "the greetings are not repeated for each call");
     assert!(mcp.closed().is_empty());
+}
+
+async fn a_server_that_does_not_let_go_is_left(url: String) {
+    let (_setup, server) = serve(url).await;
+    let client = &server.client;
+    let mcp = McpServer::start().await;
+    mcp.on_close(|_| Reply::Hang);
+    create(client, "leaving", &json!([mcp.tool("remote", "once")]), &[json!([act()])]).await;
+    let began = Instant::now();
+    let end = client.run_to_end("leaving", &json!({"input": "Go"})).await;
+    assert_eq!(end["status"], "completed", "{end}");
+    assert!(began.elapsed() < Duration::from_secs(2), "no run waits for a good-bye");
+    mcp.http.wait_closed_early(2).await;
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }

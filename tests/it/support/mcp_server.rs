@@ -24,6 +24,7 @@ struct Play {
     on_list: Handler,
     on_call: Handler,
     on_resume: Handler,
+    on_close: Handler,
     opened: usize,
     sessions: BTreeSet<String>,
     closed: Vec<String>,
@@ -59,6 +60,7 @@ impl McpServer {
             on_list: Arc::new(|request| tools(request, &json!([tool("act")]))),
             on_call: Arc::new(|request| text(request, "done")),
             on_resume: Arc::new(|_| Reply::status(405)),
+            on_close: Arc::new(|_| accepted()),
             opened: 0,
             sessions: BTreeSet::new(),
             closed: Vec::new(),
@@ -79,7 +81,7 @@ impl McpServer {
                         let session = session_of(request).unwrap_or_default().to_owned();
                         play.sessions.remove(&session);
                         play.closed.push(session);
-                        return accepted();
+                        play.on_close.clone()
                     }
                     None if request.headers.contains_key("last-event-id") => play.on_resume.clone(),
                     // A question of ours is answered.
@@ -114,6 +116,11 @@ impl McpServer {
 
     pub fn on_resume(&self, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
         self.play.lock().expect("no panic").on_resume = Arc::new(handler);
+    }
+
+    /// How it answers when a session is closed.
+    pub fn on_close(&self, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
+        self.play.lock().expect("no panic").on_close = Arc::new(handler);
     }
 
     /// A tool of an agent that names this server.
