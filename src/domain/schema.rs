@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use super::problem::Problems;
+
 /// A compiled JSON Schema. Compile once per agent version; checking is cheap.
 #[derive(Debug)]
 pub struct Schema(jsonschema::Validator);
@@ -27,19 +29,13 @@ impl Schema {
     /// Checks `value`.
     ///
     /// # Errors
-    /// The violations in words, for the model that wrote the value.
-    pub fn check(&self, value: &Value) -> Result<(), String> {
-        let told: Vec<String> = self
-            .0
-            .iter_errors(value)
-            .take(MAX_TOLD)
-            .map(|error| {
-                let at = error.instance_path().to_string();
-                let at = if at.is_empty() { "/".to_owned() } else { at };
-                format!("{at}: {error}")
-            })
-            .collect();
-        if told.is_empty() { Ok(()) } else { Err(told.join("; ")) }
+    /// The first violations, each with its place in the value, for whoever wrote it.
+    pub fn check(&self, value: &Value) -> Result<(), Problems> {
+        let mut problems = Problems::new();
+        for error in self.0.iter_errors(value).take(MAX_TOLD) {
+            problems.add(error.instance_path().to_string(), error.to_string());
+        }
+        problems.into_result()
     }
 }
 
@@ -55,8 +51,10 @@ mod tests {
         }))
         .unwrap_or_else(|error| unreachable!("{error}"));
         assert_eq!(schema.check(&json!({"city": "Paris"})), Ok(()));
-        let told = schema.check(&json!({"city": 7})).unwrap_err();
-        assert!(told.starts_with("/city:"), "{told}");
+        let told = schema.check(&json!({"city": 7})).unwrap_err().to_string();
+        assert!(told.starts_with("/city: "), "{told}");
+        let told = schema.check(&json!({})).unwrap_err().to_string();
+        assert!(told.starts_with("/: "), "{told}");
     }
 
     #[test]
