@@ -161,9 +161,7 @@ pub struct EventStream {
 impl EventStream {
     /// The answer whose body is the stream.
     pub fn response(self) -> Response {
-        let mut response = stream_of(Body::from_stream(self.chunks()));
-        response.extensions_mut().insert(IsStream);
-        response
+        stream_of(Body::from_stream(self.chunks()))
     }
 
     fn chunks(mut self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
@@ -316,6 +314,7 @@ impl Pace {
         Instant::now() >= self.rotate_at
     }
 }
+
 /// Stands in the extensions of an answer whose body is a stream: long, and silent most of its time.
 /// The server keeps less memory for one.
 #[derive(Debug, Clone, Copy)]
@@ -336,6 +335,7 @@ pub fn stream_of(body: Body) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.extensions_mut().insert(IsStream);
     response
 }
 

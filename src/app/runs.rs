@@ -215,10 +215,10 @@ impl App {
         }
     }
 
-    /// Erases an ended run with its log.
+    /// Erases an ended run with its log, and all below it.
     ///
     /// # Errors
-    /// [`AppError::NotFound`], and [`AppError::RunActive`] when it has not ended.
+    /// [`AppError::NotFound`], and [`AppError::RunActive`] when it has not ended, or one below it.
     pub async fn erase_run(
         &self,
         caller: &Caller,
@@ -229,7 +229,7 @@ impl App {
         match self.log.erase(caller.workspace_id, run_id, key.clone()).await? {
             Erased::Done => Ok(Answer::new(())),
             Erased::Absent => Err(AppError::NotFound("run")),
-            Erased::Active => {
+            Erased::Active(run_id) => {
                 let status = self.get_run(caller, run_id).await?.row.status;
                 Err(AppError::RunActive { run_id, status })
             }

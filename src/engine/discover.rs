@@ -105,8 +105,10 @@ impl Driver {
     pub(super) fn tool(&self, name: &str, definition: &tool::Tool) -> Option<Box<dyn Tool>> {
         match definition {
             tool::Tool::Mcp(server) => {
+                let (servers, of) = (&self.engine.tools.servers, self.pinned());
                 let tool = self.plan.discovered(name)?.clone();
-                Some(self.engine.tools.servers.tool(self.pinned(), server, tool))
+                let sessions = self.sessions.get_or_init(|| servers.sessions()).clone();
+                Some(servers.tool(of, sessions, server, tool))
             }
             tool::Tool::Http(_)
             | tool::Tool::Client(_)

@@ -98,8 +98,8 @@ pub enum Erased {
     Done,
     /// No such run.
     Absent,
-    /// It has not ended.
-    Active,
+    /// This one has not ended: itself, or one below it.
+    Active(RunId),
     /// The key was bound already.
     KeyTaken(KeyRow),
 }
@@ -297,7 +297,8 @@ impl Log {
         self.wake.due();
     }
 
-    /// Erases an ended run: its body and its log go, its id stays taken.
+    /// Erases an ended run with all below it: their bodies and their logs go, their ids stay taken. Those
+    /// below go first, slice by slice: if this breaks off, whoever asks again finds what is left.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -312,17 +313,35 @@ impl Log {
         };
         // Ended is ended: what is final now cannot become active before the write.
         if !record.row.status.is_final() {
-            return Ok(Erased::Active);
+            return Ok(Erased::Active(run_id));
+        }
+        loop {
+            let now = self.clock.now();
+            let below = self.store.erase_below(workspace_id, run_id, now).await?;
+            self.erased(&below.erased);
+            if let Some(alive) = below.alive {
+                return Ok(Erased::Active(alive));
+            }
+            if !below.more {
+                break;
+            }
         }
         let decide = guest::erase(&self.clock);
         let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
-        self.live.forget(run_id);
-        self.wrote(run_id);
+        self.erased(&[run_id]);
         Ok(match outcome {
             GuestOutcome::Absent => Erased::Absent,
             GuestOutcome::KeyTaken(row) => Erased::KeyTaken(row),
             GuestOutcome::Done { .. } | GuestOutcome::Refused(_) => Erased::Done,
         })
+    }
+
+    /// These were erased: nobody is to read what is remembered of them.
+    fn erased(&self, run_ids: &[RunId]) {
+        for run_id in run_ids {
+            self.live.forget(*run_id);
+            self.wrote(*run_id);
+        }
     }
 
     /// A cursor over the log: what comes behind `after`.

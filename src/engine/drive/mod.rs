@@ -13,8 +13,8 @@ mod look;
 mod rest;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -32,6 +32,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::write;
 use crate::log::lane::{Closed, Lane};
 use crate::store::{Owner, RunRecord};
+use crate::tools::mcp;
 
 use super::Engine;
 use super::trust::Faith;
@@ -55,6 +56,9 @@ pub(super) struct Driver {
     pub(super) opened: Option<i32>,
     /// The step for which this driver has looked what the plan's MCP servers have.
     pub(super) learned: Option<i32>,
+    /// The sessions with its MCP servers, from the first call of one of their tools: they are closed when
+    /// the driver and the calls under way are gone.
+    pub(super) sessions: OnceLock<Arc<mcp::Sessions>>,
     /// Whether this node may act for the run.
     pub(super) faith: Faith,
     /// Calls under way. They end with the driver, unless it was the run that was lost.
@@ -118,6 +122,7 @@ impl Driver {
             rev,
             opened: None,
             learned: None,
+            sessions: OnceLock::new(),
             faith,
             calls: JoinSet::new(),
             in_flight: HashSet::new(),

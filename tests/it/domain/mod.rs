@@ -427,7 +427,7 @@ impl Simulation {
 }
 
 impl Simulation {
-    fn to_its_end(mut self, dice: &mut Dice) -> Self {
+    fn run_out(mut self, dice: &mut Dice) -> Self {
         for _ in 0..500 {
             if !self.advance(dice) {
                 self.assert_replay();
@@ -474,7 +474,7 @@ impl Simulation {
 fn simulate(bytes: Vec<u8>) -> Simulation {
     let mut dice = Dice(bytes.into_iter());
     let run = Simulation::new(&mut dice);
-    run.to_its_end(&mut dice)
+    run.run_out(&mut dice)
 }
 
 proptest! {
@@ -523,7 +523,7 @@ fn a_fork_of_any_step_of_any_run_goes_on_to_an_end_of_its_own() {
             };
             assert_eq!(said(&fork), said(&run), "it has what was said before");
             assert_eq!(fork.folded.usage, Usage::default(), "and that cost it nothing");
-            let end = fork.to_its_end(&mut Dice(bytes(200).into_iter()));
+            let end = fork.run_out(&mut Dice(bytes(200).into_iter()));
             let ended = end.folded.status.as_str();
             *ends.entry(ended).or_default() += 1;
             // The source had completed, and so does its fork behind the last step, with not a word more.
