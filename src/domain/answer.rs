@@ -155,8 +155,8 @@ pub fn decide(
     let mut events = match verdict.decision {
         ApprovalDecision::Approve => {
             if let Some(arguments) = &verdict.arguments {
-                plan.check_call(&call.tool, arguments)
-                    .map_err(|told| invalid("/arguments", told))?;
+                plan.check_arguments(&call.tool, arguments)
+                    .map_err(|problems| Refusal::Invalid(problems.under("/arguments")))?;
                 decided.arguments = arguments.clone();
             }
             decided.expires_at = plan.tool(&call.tool).and_then(|t| write::result_due(t, now));

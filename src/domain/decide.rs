@@ -47,6 +47,17 @@ pub enum Decision {
     End(Ending),
 }
 
+impl Decision {
+    /// Whether a run that has waited in the queue must run before this is done: it may end at a limit, or
+    /// be cancelled, before it has begun, but completes and fails no sooner than it runs.
+    pub const fn needs_running(&self) -> bool {
+        !matches!(
+            self,
+            Self::Done | Self::End(Ending::Incomplete(_) | Ending::Cancelled | Ending::Expired)
+        )
+    }
+}
+
 /// How a run ends.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ending {

@@ -11,6 +11,7 @@ use super::limits;
 use super::limits::MAX_DEPTH;
 use super::model::{Catalogue, ModelName};
 use super::money::{Price, Usd};
+use super::problem::Problems;
 use super::schema::Schema;
 use super::tool::{self, Discovered, Listing, Tool, ToolSpec};
 use super::usage::Usage;
@@ -121,14 +122,22 @@ impl Plan {
         if !arguments.is_object() {
             return Err("The arguments are not a JSON object.".to_owned());
         }
-        let theirs = || self.discovered(tool).and_then(|found| found.arguments.as_ref());
-        match self.arguments.get(tool).map(Arc::as_ref).or_else(theirs) {
-            Some(schema) => schema
-                .check(arguments)
-                .map(|()| found)
-                .map_err(|told| format!("The arguments do not fit the tool's schema: {told}")),
-            None => Ok(found),
+        self.check_arguments(tool, arguments)
+            .map(|()| found)
+            .map_err(|told| format!("The arguments do not fit the tool's schema: {told}"))
+    }
+
+    /// Whether these arguments fit the tool, as far as its schema is known.
+    ///
+    /// # Errors
+    /// With places in the arguments, for whoever wrote them.
+    pub fn check_arguments(&self, tool: &str, arguments: &Value) -> Result<(), Problems> {
+        if !arguments.is_object() {
+            return Err(Problems::one("", "must be a JSON object"));
         }
+        let theirs = || self.discovered(tool).and_then(|found| found.arguments.as_ref());
+        let schema = self.arguments.get(tool).map(Arc::as_ref).or_else(theirs);
+        schema.map_or(Ok(()), |schema| schema.check(arguments))
     }
 
     /// Reads a final text as the output that was asked for; `None` when none was.
@@ -142,7 +151,7 @@ impl Plan {
         if is_too_deep(&value) {
             return Err(format!("it is nested more than {MAX_DEPTH} levels deep"));
         }
-        schema.check(&value)?;
+        schema.check(&value).map_err(|told| told.to_string())?;
         Ok(Some(value))
     }
 

@@ -55,7 +55,8 @@ pub struct Run {
     pub error: Option<RunError>,
     /// At which limit it ended; null on every other status than `incomplete`.
     pub incomplete_reason: Option<IncompleteReason>,
-    /// What must be answered before it goes on.
+    /// What waits for an answer, of this run and of the runs that it called, in any status. A run with
+    /// status `requires_action` goes on when it is answered.
     pub required_actions: Vec<RequiredAction>,
     /// Steps that are over.
     pub steps_completed: i32,

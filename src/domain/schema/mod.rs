@@ -4,6 +4,7 @@ mod effort;
 
 use serde_json::Value;
 
+use super::problem::Problems;
 use effort::{Look, Weight, is_plain, visits};
 
 /// A compiled JSON Schema. Compile once per agent version; checking is cheap.
@@ -51,42 +52,34 @@ impl Schema {
     /// more work of a small value than anybody waits for.
     ///
     /// # Errors
-    /// The violations in words, for the model that wrote the value.
-    pub fn check(&self, value: &Value) -> Result<(), String> {
+    /// The first violations, each with its place in the value, for whoever wrote it.
+    pub fn check(&self, value: &Value) -> Result<(), Problems> {
         if let Some(schema) = &self.branching
             && visits(schema, value, Look::Everywhere) > MAX_VISITS
         {
-            if visits(schema, value, Look::WhereItMatters) > MAX_VISITS {
-                return Err(
-                    "the schema has too many alternatives for a value of this size and depth: \
-                            make it smaller or flatter"
-                        .to_owned(),
-                );
-            }
-            return if self.validator.is_valid(value) {
+            return if visits(schema, value, Look::WhereItMatters) > MAX_VISITS {
+                let told = "the schema has too many alternatives for a value of this size and depth: \
+                            make it smaller or flatter";
+                Err(Problems::one("", told))
+            } else if self.validator.is_valid(value) {
                 Ok(())
             } else {
-                Err("it does not fit any of the schema's alternatives (there are too many to say \
-                     where): check each part against the schema, or make it smaller"
-                    .to_owned())
+                let told = "it does not fit any of the schema's alternatives (there are too many to \
+                            say where): check each part against the schema, or make it smaller";
+                Err(Problems::one("", told))
             };
         }
-        let told: Vec<String> = self
-            .validator
-            .iter_errors(value)
-            .take(MAX_TOLD)
-            .map(|error| {
-                let at = error.instance_path().to_string();
-                let at = if at.is_empty() { "/".to_owned() } else { at };
-                let told = format!("{at}: {error}");
-                // The words of some repeat the value, which may be large.
-                match told.char_indices().nth(MAX_TOLD_CHARS) {
-                    Some((end, _)) => format!("{}…", told.get(..end).unwrap_or_default()),
-                    None => told,
-                }
-            })
-            .collect();
-        if told.is_empty() { Ok(()) } else { Err(told.join("; ")) }
+        let mut problems = Problems::new();
+        for error in self.validator.iter_errors(value).take(MAX_TOLD) {
+            let told = error.to_string();
+            // The words of some repeat the value, which may be large.
+            let told = match told.char_indices().nth(MAX_TOLD_CHARS) {
+                Some((end, _)) => format!("{}…", told.get(..end).unwrap_or_default()),
+                None => told,
+            };
+            problems.add(error.instance_path().to_string(), told);
+        }
+        problems.into_result()
     }
 }
 
@@ -102,8 +95,10 @@ mod tests {
         }))
         .unwrap_or_else(|error| unreachable!("{error}"));
         assert_eq!(schema.check(&json!({"city": "Paris"})), Ok(()));
-        let told = schema.check(&json!({"city": 7})).unwrap_err();
-        assert!(told.starts_with("/city:"), "{told}");
+        let told = schema.check(&json!({"city": 7})).unwrap_err().to_string();
+        assert!(told.starts_with("/city: "), "{told}");
+        let told = schema.check(&json!({})).unwrap_err().to_string();
+        assert!(told.starts_with("/: "), "{told}");
     }
 
     #[test]
@@ -150,7 +145,7 @@ mod tests {
         let few = compiled(&doubling(8));
         assert_eq!(few.check(&json!({"a": "text"})), Ok(()));
         assert!(few.check(&json!({"a": 1})).is_err());
-        let told = compiled(&doubling(64)).check(&json!({"a": 1})).unwrap_err();
+        let told = compiled(&doubling(64)).check(&json!({"a": 1})).unwrap_err().to_string();
         assert!(told.contains("too many alternatives"), "{told}");
         // What the value does not have costs nothing.
         assert_eq!(compiled(&doubling(64)).check(&json!({"b": 1})), Ok(()));
@@ -160,12 +155,13 @@ mod tests {
     fn a_deep_value_whose_parts_say_what_they_are_is_checked_and_its_mistakes_do_not_explode() {
         let schema = compiled(&tree_of_kinds(10));
         assert_eq!(schema.check(&nested(20, "k9", "k0")), Ok(()));
-        let told = schema.check(&nested(20, "k9", "nope")).unwrap_err();
+        let told = schema.check(&nested(20, "k9", "nope")).unwrap_err().to_string();
         assert!(told.contains("does not fit any"), "{told}");
-        let told = schema.check(&nested(1, "k9", "nope")).unwrap_err();
+        let told = schema.check(&nested(1, "k9", "nope")).unwrap_err().to_string();
         assert!(told.starts_with("/:"), "{told}");
         // Two kinds are not told apart before they are looked at.
-        let told = compiled(&tree_of_kinds(2)).check(&nested(28, "k1", "k0")).unwrap_err();
+        let told =
+            compiled(&tree_of_kinds(2)).check(&nested(28, "k1", "k0")).unwrap_err().to_string();
         assert!(told.contains("too many alternatives"), "{told}");
     }
 
@@ -223,6 +219,6 @@ mod tests {
     fn a_violation_is_told_in_few_words_whatever_the_value() {
         let schema = compiled(&json!({"properties": {"a": {"enum": ["b"]}}}));
         let told = schema.check(&json!({"a": "é".repeat(100_000)})).unwrap_err();
-        assert_eq!(told.chars().count(), MAX_TOLD_CHARS + 1);
+        assert_eq!(told.into_vec()[0].message.chars().count(), MAX_TOLD_CHARS + 1);
     }
 }

@@ -175,7 +175,8 @@ impl McpTool {
 /// of the run that calls, which goes on when the child has ended. What the child answers (its `output`
 /// if it has one, else its text) is the result; a child that ends in any other way is a failed result,
 /// in words. The child may spend what its parent has left of `max_cost_usd`, shared equally by the calls
-/// that are made at once, and of its time. Agents may call agents five levels deep.
+/// that are made at once, and of its time. Agents may call agents five levels deep, and
+/// 1,000 runs in all may come of one: a call beyond that is a failed result, which the model reads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentTool {

@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::domain::decide::{Decision, Ending, Now, decide};
+use crate::domain::decide::{Decision, Now, decide};
 use crate::domain::event::Event;
 use crate::domain::family::ChildState;
 use crate::domain::fold::Folded;
@@ -195,9 +195,7 @@ impl Driver {
         if !ends && lets_go && self.in_flight.is_empty() {
             return Box::pin(self.let_go(now, None)).await.and(Err(Stop::Rest));
         }
-        // A run may end at a limit before it has begun, and fails no sooner than it runs.
-        let begins = !ends || matches!(decision, Decision::End(Ending::Failed(_)));
-        if begins && self.folded.status == RunStatus::Queued {
+        if decision.needs_running() && self.folded.status == RunStatus::Queued {
             let started = write::started(&self.folded);
             self.tell(started)?;
             if matches!(decision, Decision::AwaitChildren(_)) {

@@ -28,7 +28,7 @@ use stepwell::domain::run::{ActionType, RunError, RunErrorCode, RunStatus};
 use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
 use stepwell::domain::write::{self, NewIds};
-use stepwell::domain::{overtaken, tool::Effect, transcript};
+use stepwell::domain::{fork, overtaken, tool::Effect, transcript};
 
 use crate::support::transcripts::assert_valid;
 
@@ -376,9 +376,7 @@ impl Simulation {
             log_bytes: 0,
         };
         let decision = decide(&self.folded, &self.plan, &circumstances);
-        let ends = matches!(decision, Decision::Done | Decision::End(_));
-        let begins = !ends || matches!(decision, Decision::End(Ending::Failed(_)));
-        if begins && self.folded.status == RunStatus::Queued {
+        if decision.needs_running() && self.folded.status == RunStatus::Queued {
             self.push(write::started(&self.folded));
         }
         match decision {
@@ -428,17 +426,55 @@ impl Simulation {
     }
 }
 
+impl Simulation {
+    fn run_out(mut self, dice: &mut Dice) -> Self {
+        for _ in 0..500 {
+            if !self.advance(dice) {
+                self.assert_replay();
+                return self;
+            }
+            self.disturb(dice);
+        }
+        panic!("a run must end: {:?}", self.folded.status);
+    }
+
+    /// A run that takes over the steps before `from_step` and has not begun.
+    fn forked(&self, from_step: i32) -> Self {
+        let mut clock = self.clock.clone();
+        let run_id = clock.run_id();
+        let copies =
+            fork::copied(&self.log, from_step, &mut clock).expect("what was written reads");
+        let (Event::RunQueued(mut queued), _) = self.log[0].read().expect("an event") else {
+            panic!("every run begins in the queue");
+        };
+        queued.forked_from_run_id = Some(self.run_id);
+        let first = Event::RunQueued(queued).entry(run_id, 1, self.now).expect("entry");
+        let folded = Folded::read([&first]).expect("fold");
+        let mut fork = Self {
+            run_id,
+            log: vec![first],
+            folded: folded.with_history(self.folded.history.clone()),
+            plan: self.plan.clone(),
+            now: self.now,
+            in_flight: HashSet::new(),
+            clock,
+            requests: 0,
+            crashes: 0,
+            guests: 0,
+            answers: 0,
+            expired: 0,
+            unknown: 0,
+            shortened: 0,
+        };
+        fork.push(copies);
+        fork
+    }
+}
+
 fn simulate(bytes: Vec<u8>) -> Simulation {
     let mut dice = Dice(bytes.into_iter());
-    let mut run = Simulation::new(&mut dice);
-    for _ in 0..500 {
-        if !run.advance(&mut dice) {
-            run.assert_replay();
-            return run;
-        }
-        run.disturb(&mut dice);
-    }
-    panic!("a run must end: {:?}", run.folded.status);
+    let run = Simulation::new(&mut dice);
+    run.run_out(&mut dice)
 }
 
 proptest! {
@@ -462,6 +498,43 @@ proptest! {
             .fold(Usage::default(), |sum, closed| sum.plus(&closed.end.usage));
         prop_assert_eq!(end.usage, sum, "the run's usage is the sum of its steps'");
     }
+}
+
+#[test]
+fn a_fork_of_any_step_of_any_run_goes_on_to_an_end_of_its_own() {
+    let (mut ends, mut behind_the_end) = (BTreeMap::<&str, usize>::new(), 0);
+    let mut state = 11_u64;
+    let mut bytes = |count: usize| -> Vec<u8> {
+        let byte = |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            u8::try_from(state >> 56).expect("a byte")
+        };
+        (0..count).map(byte).collect()
+    };
+    for _ in 0..2_000 {
+        let run = simulate(bytes(300));
+        for from_step in 1..=run.folded.steps_completed + 1 {
+            let fork = run.forked(from_step);
+            let said = |run: &Simulation| -> Vec<_> {
+                let before = run.folded.steps.iter().filter(|turn| turn.step < from_step);
+                before
+                    .map(|turn| (turn.step, turn.message.as_ref().map(|m| m.content.clone())))
+                    .collect()
+            };
+            assert_eq!(said(&fork), said(&run), "it has what was said before");
+            assert_eq!(fork.folded.usage, Usage::default(), "and that cost it nothing");
+            let end = fork.run_out(&mut Dice(bytes(200).into_iter()));
+            let ended = end.folded.status.as_str();
+            *ends.entry(ended).or_default() += 1;
+            // The source had completed, and so does its fork behind the last step, with not a word more.
+            behind_the_end += usize::from(end.requests == 0 && ended == "completed");
+        }
+    }
+    println!("{ends:?}, {behind_the_end} of them had nothing left to do");
+    for end in ["completed", "incomplete", "failed", "cancelled", "expired"] {
+        assert!(ends.get(end).is_some_and(|n| *n >= 10), "{end}: {ends:?}");
+    }
+    assert!(behind_the_end > 50, "{behind_the_end}");
 }
 
 #[test]

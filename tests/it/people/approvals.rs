@@ -111,7 +111,7 @@ async fn arguments_that_do_not_fit_the_tool_are_refused_and_nothing_is_decided(u
     for (wrong, pointer) in [
         (
             json!({"call_id": call_id, "decision": "approve", "arguments": {"text": 7}}),
-            "/arguments",
+            "/arguments/text",
         ),
         (json!({"call_id": call_id, "decision": "approve", "arguments": "x"}), "/arguments"),
         (json!({"call_id": call_id, "decision": "deny", "arguments": {"text": "y"}}), "/arguments"),

@@ -18,6 +18,7 @@ on_both_databases! {
     a_fork_may_differ_in_its_config;
     what_cannot_be_forked_is_refused;
     a_repeated_fork_under_one_key_is_one_run;
+    a_fork_behind_the_last_step_of_a_completed_run_has_nothing_left_to_do;
 }
 
 /// An agent on a model server, which calls `echo` in its first two steps.
@@ -215,4 +216,20 @@ async fn a_repeated_fork_under_one_key_is_one_run(url: String) {
     let answers = futures_util::future::join_all(forks).await;
     let ids: BTreeSet<String> = answers.into_iter().map(|answer| id(&answer.expect(202))).collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+async fn a_fork_behind_the_last_step_of_a_completed_run_has_nothing_left_to_do(url: String) {
+    let (models, setup) = walker(url).await;
+    let server = setup.start().await;
+    let client = &server.client;
+    let run = walked(client).await;
+    let asked = models.requests().len();
+    let fork = client.post(&at(&run, "fork"), &json!({"from_step": 4})).await.expect(202);
+    let end = client.wait(&id(&fork)).await;
+    assert_eq!((&end["status"], &end["error"]), (&json!("completed"), &Value::Null), "{end}");
+    assert_eq!((&end["result"], &end["steps_completed"]), (&run["result"], &json!(3)));
+    assert_eq!(end["usage"]["total_tokens"], 0, "{end}");
+    assert_eq!(models.requests().len(), asked, "nobody was asked again");
+    let log = events(client, &id(&fork)).await;
+    one(&log, "run.running");
 }
