@@ -36,7 +36,7 @@ const HEAD: Duration = Duration::from_secs(10);
 /// How long a connection may be silent between two requests: longer than the minute of usual proxies, so
 /// that it is they who close it.
 const IDLE: Duration = Duration::from_secs(75);
-/// The largest head, path included; larger ones are answered 431 by hyper.
+/// The largest head, path included; hyper refuses larger ones ([`super::patience`] says how).
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// How long an HTTP/2 connection on which nothing is asked any more has to finish.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -184,18 +184,26 @@ where
             Pin::new(&mut *connection).graceful_shutdown();
         }
         if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(context) {
-            if let Err(error) = ended {
-                tell(&error);
-            }
-            return Poll::Ready(None);
+            return Poll::Ready(Err(ended));
         }
         // The answer before this one, if it is still being written, must not lose its end.
         if phase.is_stuck() {
             return Poll::Pending;
         }
-        slot.take().map_or(Poll::Pending, |streamed| Poll::Ready(Some(streamed)))
+        slot.take().map_or(Poll::Pending, |streamed| Poll::Ready(Ok(streamed)))
     });
-    let streamed = streamed.await?;
+    let streamed = match streamed.await {
+        Ok(streamed) => streamed,
+        Err(Ok(())) => return None,
+        Err(Err(error)) => {
+            tell(&error);
+            if error.is_parse_too_large() {
+                // It is still sending, and is to read why that is no use.
+                say_goodbye(connection.into_parts().io.into_inner()).await;
+            }
+            return None;
+        }
+    };
     let parts = connection.into_parts();
     let (socket, sent_ahead) = (parts.io.into_inner(), parts.read_buf.len());
     Some((TakenOver { streamed, socket, sent_ahead }, parts.service))
