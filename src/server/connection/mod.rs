@@ -132,7 +132,11 @@ async fn one_at_a_time(
     });
     loop {
         let asked = until_streamed(http1, socket, service, &slot, &phase, stop).await;
-        let Some((taken_over, same)) = asked else { return };
+        let (taken_over, same) = match asked {
+            Ok(asked) => asked,
+            Err(None) => return,
+            Err(Some(socket)) => return say_goodbye(socket).await,
+        };
         let mut stream = taken_over.into_stream(stop.is_cancelled());
         let end = stream.write().await;
         (socket, service) = (stream.into_socket(), same);
@@ -162,7 +166,11 @@ impl TakenOver {
     }
 }
 
-/// Lets hyper answer requests until an answer is to be streamed; `None` when the connection has ended.
+/// Lets hyper answer requests until an answer is to be streamed.
+///
+/// # Errors
+/// The connection has ended; with its socket, if the client is still sending and is to read why that is
+/// no use.
 async fn until_streamed<S>(
     http1: &http1::Builder,
     socket: Socket,
@@ -170,7 +178,7 @@ async fn until_streamed<S>(
     slot: &Slot,
     phase: &Phase,
     stop: &CancellationToken,
-) -> Option<(TakenOver, S)>
+) -> Result<(TakenOver, S), Option<Socket>>
 where
     S: Service<Request<Incoming>, Response = Response<Whole>, Error = Infallible> + Unpin,
 {
@@ -194,19 +202,16 @@ where
     });
     let streamed = match streamed.await {
         Ok(streamed) => streamed,
-        Err(Ok(())) => return None,
+        Err(Ok(())) => return Err(None),
         Err(Err(error)) => {
             tell(&error);
-            if error.is_parse_too_large() {
-                // It is still sending, and is to read why that is no use.
-                say_goodbye(connection.into_parts().io.into_inner()).await;
-            }
-            return None;
+            let sends = error.is_parse_too_large();
+            return Err(sends.then(|| connection.into_parts().io.into_inner()));
         }
     };
     let parts = connection.into_parts();
     let (socket, sent_ahead) = (parts.io.into_inner(), parts.read_buf.len());
-    Some((TakenOver { streamed, socket, sent_ahead }, parts.service))
+    Ok((TakenOver { streamed, socket, sent_ahead }, parts.service))
 }
 
 /// Closes so that the last bytes arrive: what the client has still sent is read, or the system would
