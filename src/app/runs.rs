@@ -92,6 +92,8 @@ impl App {
                     agent = self.reload_agent(caller, &agent.agent.agent_id).await?;
                 }
                 Created::ConversationGone => return Err(AppError::NotFound("conversation")),
+                // Nobody called it.
+                Created::FamilyFull => return Err(AppError::Contended),
                 Created::Refused(refusal) => {
                     let turn = request.turn.as_ref().map(|turn| turn.conversation.conversation_id);
                     let conversation_id = turn.ok_or(AppError::NotFound("conversation"))?;
@@ -315,6 +317,7 @@ impl App {
             metadata: request.metadata.clone(),
             turn: request.turn.as_ref().map(Turn::new_turn),
             parent_run_id: None,
+            root_run_id: None,
             depth: 0,
             key,
             at: self.now(),

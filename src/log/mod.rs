@@ -87,6 +87,8 @@ pub enum Created {
     AgentMoved,
     /// The idempotency key was bound already; nothing was created.
     KeyTaken(KeyRow),
+    /// Its family is as large as families may be.
+    FamilyFull,
 }
 
 /// What became of an erasure.
@@ -172,6 +174,7 @@ impl Log {
             CreateOutcome::KeyTaken(row) => return Ok(Created::KeyTaken(row)),
             CreateOutcome::Refused(refusal) => return Ok(Created::Refused(refusal)),
             CreateOutcome::ConversationGone => return Ok(Created::ConversationGone),
+            CreateOutcome::FamilyFull => return Ok(Created::FamilyFull),
             CreateOutcome::Created => Turn::Active,
             CreateOutcome::Entered(entrance) => {
                 record.row.past = entrance.past;
@@ -370,7 +373,9 @@ impl Log {
                         return Ok(None);
                     };
                     let status = record.row.status;
-                    if status.is_final() || status == RunStatus::RequiresAction {
+                    // Parked with nothing open: a run below it was answered, and it will go on.
+                    let waits = status == RunStatus::RequiresAction && !record.actions.is_empty();
+                    if status.is_final() || waits {
                         return Ok(Some(record));
                     }
                     record.last_seq

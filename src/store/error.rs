@@ -31,4 +31,20 @@ impl StoreError {
     pub const fn is_passing(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::InDoubt(_) | Self::Late | Self::Overloaded)
     }
+
+    /// The same for one more who waited for the same thing: the driver's own error stays with the
+    /// first, the others get its words.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let words = |source: &sqlx::Error| sqlx::Error::Protocol(source.to_string());
+        match self {
+            Self::Unavailable(source) => Self::Unavailable(words(source)),
+            Self::InDoubt(source) => Self::InDoubt(words(source)),
+            Self::Rejected(source) => Self::Rejected(words(source)),
+            Self::Overloaded => Self::Overloaded,
+            Self::Late => Self::Late,
+            Self::Corrupt(what) => Self::Corrupt(what.clone()),
+            Self::Unusable(what) => Self::Unusable(what.clone()),
+        }
+    }
 }

@@ -21,10 +21,15 @@
 //! implementations.
 
 pub mod batch;
+mod conversation;
 mod ear;
 pub mod error;
+mod guest;
+mod key;
 mod open;
+mod ownership;
 pub mod postgres;
+mod record;
 mod retention;
 mod rows;
 pub mod sqlite;
@@ -35,22 +40,29 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::agent::Agent;
-use crate::domain::answer::Refusal;
-use crate::domain::conversation::message::{Message, NewMessage};
-use crate::domain::conversation::{self, Conversation};
+use crate::domain::conversation::Conversation;
+use crate::domain::conversation::message::Message;
 use crate::domain::event::Entry;
 use crate::domain::ids::{AgentId, CallId, ConversationId, MessageId, NodeId, RunId, WorkspaceId};
 use crate::domain::page::{Listed, Page};
-use crate::domain::run::{OpenApproval, RequiredAction};
+use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 pub use batch::{
     Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, NewRun, Owner, RunBody, RunRow,
     RunUpdate, Said,
 };
+pub use conversation::{
+    ConversationDecide, ConversationDecision, ConversationOutcome, ConversationSweep,
+    ConversationWrite, MessageRange,
+};
 pub use ear::{Ear, Hint};
 pub use error::StoreError;
+pub use guest::{GuestDecide, GuestDecision, GuestOutcome, GuestWrite, Locked};
+pub use key::{IdempotencyKey, KeyRow, NewKey, Written};
 pub use open::{OpenOptions, open};
+pub use ownership::{Claim, Driveable, Neighbour, NodeBeat, Roused, Transfer};
+pub use record::{LogRange, RunFilter, RunRecord};
 pub use retention::{Below, KeySweep, OLDEST, RunSweep, Swept, SweptConversations, SweptDeltas};
 pub use turns::{Entrance, FindTurn, NewTurn, Past, TurnPlace};
 
@@ -59,304 +71,6 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// A store that many share.
 pub type SharedStore = Arc<dyn Store>;
-
-/// An idempotency key as a client sent it, with what the request asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct IdempotencyKey {
-    /// Whose key.
-    pub workspace_id: WorkspaceId,
-    /// Method and route template, for example `POST /v1/agents`.
-    pub scope: &'static str,
-    /// The key, 1–255 visible ASCII.
-    pub key: String,
-    /// SHA-256 of the path and the canonical body.
-    pub fingerprint: [u8; 32],
-}
-
-/// An idempotency key that is to be bound to what a write makes, in the same transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewKey {
-    /// The key.
-    pub key: IdempotencyKey,
-    /// What it stands for: an `agent_id` or a `run_id`.
-    pub resource: String,
-    /// When it was bound.
-    pub created_at: Timestamp,
-}
-
-/// A key that is bound already.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyRow {
-    /// What the first request asked for; another fingerprint is another request.
-    pub fingerprint: [u8; 32],
-    /// What the first request made.
-    pub resource: String,
-}
-
-/// A write that names an idempotency key: done, or done before by somebody with the same key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Written<T> {
-    /// Done now, and the key (if any) bound.
-    Done(T),
-    /// The key was bound already; nothing was changed.
-    KeyTaken(KeyRow),
-}
-
-/// A run as the API and the engine read it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RunRecord {
-    /// Its row.
-    pub row: RunRow,
-    /// What it was created with, apart from its input.
-    pub body: RunBody,
-    /// The newest event of the whole log, deltas included.
-    pub last_seq: i32,
-    /// `run.queued`, which holds the input; left out in lists.
-    pub first: Option<Entry>,
-    /// The newest fact, when the run has ended or waits for somebody: it says how it ended.
-    pub newest_fact: Option<Entry>,
-    /// What somebody must answer, in the order of the calls; left out where the log is read.
-    pub actions: Vec<RequiredAction>,
-}
-
-/// Which runs a list shows. All conditions must hold.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RunFilter {
-    /// Of this agent.
-    pub agent_id: Option<AgentId>,
-    /// In one of these statuses; empty means any.
-    pub statuses: Vec<crate::domain::run::RunStatus>,
-    /// Of this conversation.
-    pub conversation_id: Option<crate::domain::ids::ConversationId>,
-    /// Called by this run.
-    pub parent_run_id: Option<RunId>,
-    /// For this user.
-    pub end_user_id: Option<String>,
-    /// Created at or after.
-    pub created_after: Option<Timestamp>,
-    /// Created at or before.
-    pub created_before: Option<Timestamp>,
-    /// With all these pairs of metadata.
-    pub metadata: Vec<(String, String)>,
-}
-
-/// Which part of a log to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogRange {
-    /// Only events with a larger `seq`.
-    pub above: i32,
-    /// Only events with a smaller `seq`; `i32::MAX` for no end.
-    pub below: i32,
-    /// Events at most.
-    pub limit: i64,
-    /// Newest first?
-    pub descending: bool,
-}
-
-/// A run that this node has just become the owner of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claim {
-    /// Which.
-    pub run_id: RunId,
-    /// Whose.
-    pub workspace_id: WorkspaceId,
-    /// The fence that appends must name.
-    pub rev: i32,
-    /// How often the run was claimed.
-    pub epoch: i32,
-}
-
-/// A run that goes from one node to another, by agreement of both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Transfer {
-    /// Which run.
-    pub run_id: RunId,
-    /// Who owns it now.
-    pub from: NodeId,
-    /// Who shall own it.
-    pub to: NodeId,
-    /// What `crashes` becomes; `None`: it stays.
-    pub crashes: Option<i32>,
-}
-
-/// A run with everything that a driver folds.
-#[derive(Debug, Clone)]
-pub struct Driveable {
-    /// Its row, body, and last seq.
-    pub record: RunRecord,
-    /// All its facts, in order.
-    pub facts: Vec<Entry>,
-    /// Bytes of `data` in its log, deltas included.
-    pub log_bytes: u64,
-}
-
-/// What a guest writer sees while it holds the run's lock.
-#[derive(Debug)]
-pub struct Locked {
-    /// The run; `first` and `newest_fact` are not filled in.
-    pub record: RunRecord,
-    /// All its facts, in order.
-    pub facts: Vec<Entry>,
-}
-
-/// What a guest writer decided under the lock.
-#[derive(Debug, Clone)]
-pub enum GuestDecision {
-    /// Change nothing. (A new idempotency key is bound all the same.)
-    Nothing,
-    /// Append these facts, whose seqs follow [`RunRecord::last_seq`], and change the row.
-    Append {
-        /// In order, contiguous.
-        facts: Vec<Entry>,
-        /// The row as it is then.
-        update: Box<RunUpdate>,
-    },
-    /// Change nothing, bind no key, and say why.
-    Refuse(Refusal),
-    /// Erase the run: its body, labels and log go; the row stays as a tombstone with `deleted_at`.
-    Erase {
-        /// When.
-        at: Timestamp,
-    },
-}
-
-/// The pure decision of a guest writer. May be called again if the transaction had to be repeated.
-pub type GuestDecide =
-    Arc<dyn Fn(&Locked) -> std::result::Result<GuestDecision, String> + Send + Sync>;
-
-/// A write by somebody who is not the driver: locks the run, decides, appends.
-pub struct GuestWrite {
-    /// Whose run.
-    pub workspace_id: WorkspaceId,
-    /// Which run.
-    pub run_id: RunId,
-    /// Bound in the same transaction.
-    pub key: Option<NewKey>,
-    /// Decides under the lock.
-    pub decide: GuestDecide,
-}
-
-/// What a guest write did.
-#[derive(Debug, Clone, PartialEq)]
-pub enum GuestOutcome {
-    /// There is no such run in the workspace (or it was erased).
-    Absent,
-    /// The key was bound already; nothing was changed.
-    KeyTaken(KeyRow),
-    /// What was decided is not to be; nothing was changed.
-    Refused(Refusal),
-    /// Done.
-    Done {
-        /// The node that drives the run, which must look again; `None` when nobody does.
-        node_id: Option<NodeId>,
-        /// The facts that were appended; empty for `Nothing` and `Erase`.
-        appended: Vec<Entry>,
-        /// Whether a run that waited for the end of this one is due now.
-        promoted: bool,
-    },
-}
-
-/// Parents that must look at their children.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Roused {
-    /// Signals that were taken; fewer than asked for: there are no more.
-    pub signals: i64,
-    /// The runs that were roused, ascending.
-    pub run_ids: Vec<RunId>,
-}
-
-/// Another node, as the database knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NodeBeat {
-    /// Which.
-    pub node_id: NodeId,
-    /// Its counter; a node whose counter stands still may be dead.
-    pub beat: i64,
-}
-
-/// Another node, and whether its process is known to be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Neighbour {
-    /// Its counter.
-    pub seen: NodeBeat,
-    /// Whether the database has a connection of its ear; `None` where there are no ears.
-    pub listens: Option<bool>,
-}
-
-/// A conversation's row is locked: what is to become of it.
-#[derive(Debug, Clone)]
-pub enum ConversationDecision {
-    /// Change nothing. (A new idempotency key is bound all the same.)
-    Nothing,
-    /// The row as it is from here on, and what is said in it: `message_count` counts that already. Whoever
-    /// waits in one that is closed with it waits in vain.
-    Change {
-        /// The row.
-        conversation: Box<Conversation>,
-        /// In order; the last has the index below `message_count`.
-        messages: Vec<NewMessage>,
-    },
-    /// Change nothing, bind no key, and say why.
-    Refuse(conversation::Refusal),
-    /// Erase it with its messages; its runs cannot be read any more, and are erased by
-    /// [`Store::sweep_conversations`].
-    Erase {
-        /// When.
-        at: Timestamp,
-    },
-}
-
-/// The pure decision about a conversation. May be called again if the transaction had to be repeated.
-pub type ConversationDecide = Arc<dyn Fn(&Conversation) -> ConversationDecision + Send + Sync>;
-
-/// A write to a conversation that is no run's: locks it, decides, changes.
-pub struct ConversationWrite {
-    /// Whose conversation.
-    pub workspace_id: WorkspaceId,
-    /// Which conversation.
-    pub conversation_id: ConversationId,
-    /// Bound in the same transaction.
-    pub key: Option<NewKey>,
-    /// Decides under the lock.
-    pub decide: ConversationDecide,
-}
-
-/// What became of a write to a conversation.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ConversationOutcome {
-    /// There is no such conversation in the workspace (or it was erased).
-    Absent,
-    /// The key was bound already; nothing was changed.
-    KeyTaken(KeyRow),
-    /// What was decided is not to be; nothing was changed.
-    Refused(conversation::Refusal),
-    /// Done; the row as it is now.
-    Done(Box<Conversation>),
-}
-
-/// Which messages of a conversation to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MessageRange {
-    /// Only larger indexes; -1 for all.
-    pub above: i32,
-    /// Only smaller indexes; `i32::MAX` for no end.
-    pub below: i32,
-    /// Messages at most.
-    pub limit: i64,
-    /// Newest first?
-    pub descending: bool,
-}
-
-/// One step of a sweep through conversations that are over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConversationSweep {
-    /// Only this one, which was erased; `None`: all that were, and those that are old.
-    pub only: Option<ConversationId>,
-    /// Closed and expired ones go in which nothing happened since; `None`: none goes by its age.
-    pub quiet_since: Option<Timestamp>,
-    /// The time.
-    pub now: Timestamp,
-}
 
 /// The operations of a database.
 #[async_trait]

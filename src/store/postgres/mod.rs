@@ -65,7 +65,7 @@ use flush::FlushId;
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The schema that this version writes.
-const SCHEMA_VERSION: i32 = 5;
+const SCHEMA_VERSION: i32 = 6;
 
 /// How long a flush may take; longer than the server's own limit for a statement.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(6);

@@ -8,21 +8,23 @@ use super::{
     turns,
 };
 
-const SCHEMA: [&str; 5] = [
+const SCHEMA: [&str; 6] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_retention.sql"),
     include_str!("../../../migrations/sqlite/0003_actions.sql"),
     include_str!("../../../migrations/sqlite/0004_families.sql"),
     include_str!("../../../migrations/sqlite/0005_conversations.sql"),
+    include_str!("../../../migrations/sqlite/0006_roots.sql"),
 ];
 
-/// What may be scanned: parameters and what was found for them, the nodes, of whom there are few,
-/// signals, which are taken as soon as they are there, and families (b).
-const SHORT: [&str; 13] = [
+/// What may be scanned: parameters and what was found for them, a run with those above it, the nodes,
+/// of whom there are few, signals, which are taken as soon as they are there, and families (b).
+const SHORT: [&str; 14] = [
     "jsonb_each",
     "json_each",
     "o",
     "v",
+    "g",
     "s",
     "n",
     "nodes",

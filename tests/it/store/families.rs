@@ -1,10 +1,11 @@
 //! Children leave signals, and parents are roused by them; they go with their parents.
 
 use stepwell::domain::ids::RunId;
+use stepwell::domain::limits;
 use stepwell::domain::page::{From, Order, Page};
 use stepwell::domain::run::RunStatus;
 use stepwell::store::{
-    Below, GuestDecision, NewRun, Owner, Roused, RunFilter, RunUpdate, SharedStore,
+    Below, CreateOutcome, GuestDecision, NewRun, Owner, Roused, RunFilter, RunUpdate, SharedStore,
 };
 
 use super::fixtures::*;
@@ -23,6 +24,7 @@ conformance!(
     what_is_below_a_run_goes_in_slices_the_deepest_first,
     nothing_below_a_run_goes_while_one_of_them_has_not_ended,
     what_is_below_an_erased_run_is_still_found,
+    a_family_grows_no_larger_than_it_may,
 );
 
 /// A run that run `parent` called, born claimed by node 1.
@@ -251,4 +253,40 @@ async fn what_is_below_an_erased_run_is_still_found(store: SharedStore) {
     below.erased.sort_unstable();
     assert_eq!((below.erased, below.more), (vec![run_id(3), run_id(4)], false));
     assert!(!is_there(&store, 4).await);
+}
+
+async fn a_family_grows_no_larger_than_it_may(store: SharedStore) {
+    add_agent(&store, "a").await;
+    let below = |n: u32, root: u32| {
+        let mut new = child(n, root);
+        new.row.root_run_id = Some(run_id(root));
+        new
+    };
+    create(&store, vec![driven_run(1), driven_run(2)]).await;
+    let most = u32::try_from(limits::MAX_FAMILY).unwrap();
+    // The one at the top is one of them; one more has room.
+    create(&store, (3..=most).map(|n| below(n, 1)).collect()).await;
+    let more: Vec<_> = [1, 2, 1, 2].iter().zip(5_000..).map(|(top, n)| below(n, *top)).collect();
+    let plain = new_run(6_000);
+    let moved = {
+        let mut new = below(6_001, 2);
+        new.row.agent_version = 7;
+        new
+    };
+    let outcome = store.flush(&batch([more, vec![plain, moved]].concat(), vec![])).await.unwrap();
+    let there = CreateOutcome::Created;
+    assert_eq!(
+        outcome.creates,
+        [
+            there.clone(),
+            there.clone(),
+            CreateOutcome::FamilyFull,
+            there.clone(),
+            there,
+            CreateOutcome::AgentMoved
+        ]
+    );
+    let full = store.flush(&batch(vec![below(7_000, 1)], vec![])).await.unwrap();
+    assert_eq!(full.creates, [CreateOutcome::FamilyFull]);
+    assert_eq!(store.load_run(HOME, run_id(7_000)).await.unwrap(), None);
 }

@@ -13,9 +13,11 @@
 //! batch is tried again; *in doubt* is resolved by the database; *rejected* is bisected until the one
 //! row that is to blame stands alone.
 
-use std::collections::HashSet;
+mod doorbell;
+mod load;
+
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
@@ -34,127 +36,20 @@ use crate::store::{
 use super::lane::{Closed, Lane};
 use super::wake::Wake;
 
+pub use doorbell::Doorbell;
+use doorbell::{Create, Taken};
+use load::{Load, Replies, refuse};
+
 /// The loop of appends, and of creations that need nothing else.
 const APPENDS: i16 = 0;
 /// The loop of creations with keys.
 const KEYED: i16 = 1;
 /// The loop in which turns begin and end.
 const TURNS: i16 = 2;
-/// Creations that may wait for one flush; more are refused, since they would wait for too long.
-const MAX_WAITING_CREATES: usize = 10_000;
-/// Creations in one flush.
-const CREATES_PER_FLUSH: usize = 512;
-/// Runs in one flush.
-const LANES_PER_FLUSH: usize = 1_024;
-/// Text of one run beyond which a flush begins at once.
-const FULL_AT: usize = 256 * 1024;
 /// How long a client waits for a creation before it is told that nobody knows.
 const CREATE: Duration = Duration::from_secs(8);
 /// Waits between tries while the database is away.
 const AWAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// Where lanes tell the journal that something waits.
-pub struct Doorbell {
-    inbox: Mutex<Inbox>,
-    rung: Notify,
-}
-
-#[derive(Default)]
-struct Inbox {
-    lanes: Vec<Arc<Lane>>,
-    creates: Vec<Create>,
-    /// Taken from their lanes by the loop of appends, which leaves them to the loop of turns.
-    spoken: Vec<(Append, Arc<Lane>)>,
-    urgent: bool,
-}
-
-impl Inbox {
-    const fn is_empty(&self) -> bool {
-        self.lanes.is_empty() && self.creates.is_empty() && self.spoken.is_empty()
-    }
-
-    /// Turns for a flush: as many as may be, and one a conversation at most.
-    fn take_turns(&mut self) -> Vec<Create> {
-        let mut seen = HashSet::new();
-        let (mut now, mut later) = (Vec::new(), Vec::new());
-        for create in std::mem::take(&mut self.creates) {
-            let is_first = create.run.turn.is_none_or(|turn| seen.insert(turn.conversation_id));
-            let taken = is_first && now.len() < CREATES_PER_FLUSH;
-            if taken { &mut now } else { &mut later }.push(create);
-        }
-        self.creates = later;
-        now
-    }
-}
-
-struct Create {
-    run: NewRun,
-    reply: oneshot::Sender<Result<CreateOutcome>>,
-}
-
-impl Doorbell {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { inbox: Mutex::default(), rung: Notify::new() })
-    }
-
-    fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How much of one run makes a flush begin at once.
-    pub(super) const fn full_at(&self) -> usize {
-        FULL_AT
-    }
-
-    pub(super) fn list(&self, lane: Arc<Lane>, urgent: bool) {
-        let mut inbox = self.inbox();
-        // The journal waits for the first thing to come and for urgent ones, not for each.
-        let ring = inbox.is_empty() || (urgent && !inbox.urgent);
-        inbox.lanes.push(lane);
-        inbox.urgent |= urgent;
-        drop(inbox);
-        if ring {
-            self.rung.notify_one();
-        }
-    }
-
-    pub(super) fn hurry(&self) {
-        let mut inbox = self.inbox();
-        let ring = !inbox.urgent;
-        inbox.urgent = true;
-        drop(inbox);
-        if ring {
-            self.rung.notify_one();
-        }
-    }
-
-    /// Something is said in a conversation, or its turn is over: always urgent, for it ends a step.
-    fn speak(&self, append: Append, lane: Arc<Lane>) {
-        let mut inbox = self.inbox();
-        let ring = !inbox.urgent || inbox.is_empty();
-        inbox.spoken.push((append, lane));
-        inbox.urgent = true;
-        drop(inbox);
-        if ring {
-            self.rung.notify_one();
-        }
-    }
-
-    fn create(&self, create: Create) -> bool {
-        let mut inbox = self.inbox();
-        if inbox.creates.len() >= MAX_WAITING_CREATES {
-            return false;
-        }
-        inbox.creates.push(create);
-        let ring = !inbox.urgent || inbox.creates.len() == 1;
-        inbox.urgent = true;
-        drop(inbox);
-        if ring {
-            self.rung.notify_one();
-        }
-        true
-    }
-}
 
 /// The journal of this process.
 pub struct Journal {
@@ -251,16 +146,13 @@ impl Journal {
         let interval = self.store.flush_interval();
         let mut began = Instant::now();
         loop {
-            let (idle, urgent) = {
-                let inbox = doorbell.inbox();
-                (inbox.is_empty(), inbox.urgent)
-            };
+            let (idle, urgent) = doorbell.looked_at();
             if idle {
                 tokio::select! {
-                    () = doorbell.rung.notified() => {}
+                    () = doorbell.rung() => {}
                     () = self.may_stop(lane, tasks) => {
                         // Whoever still pushes after this has been told to stop.
-                        if doorbell.inbox().is_empty() {
+                        if doorbell.looked_at().0 {
                             if lane == APPENDS {
                                 self.appended.cancel();
                             }
@@ -273,7 +165,7 @@ impl Journal {
             if !urgent && !tasks.is_stopping() {
                 tokio::select! {
                     () = tokio::time::sleep_until(began + interval) => {}
-                    () = doorbell.rung.notified() => continue,
+                    () = doorbell.rung() => continue,
                 }
             }
             began = Instant::now();
@@ -292,22 +184,11 @@ impl Journal {
 
     /// Takes what waits and writes it.
     async fn flush_once(&self, lane: i16, doorbell: &Doorbell) {
-        let (creates, lanes, spoken) = {
-            let mut inbox = doorbell.inbox();
-            let creates = if lane == TURNS {
-                inbox.take_turns()
-            } else {
-                take_some(&mut inbox.creates, CREATES_PER_FLUSH)
-            };
-            let lanes = take_some(&mut inbox.lanes, LANES_PER_FLUSH);
-            let spoken = take_some(&mut inbox.spoken, LANES_PER_FLUSH);
-            inbox.urgent = !inbox.is_empty();
-            (creates, lanes, spoken)
-        };
+        let Taken { creates, lanes, spoken } = doorbell.take(lane == TURNS);
         let mut load = Load::default();
         // Whoever gave up waiting was told so, and may have tried again.
         for create in creates.into_iter().filter(|create| !create.reply.is_closed()) {
-            load.batch_creates.push(create.run);
+            load.creates.push(create.run);
             load.replies.push(create.reply);
         }
         for lane in lanes {
@@ -353,19 +234,15 @@ impl Journal {
                 Settled::CreatesRefused(error, batch) => {
                     refuse(replies, error);
                     todo.push(Load {
-                        batch_creates: Vec::new(),
+                        creates: Vec::new(),
                         replies: Vec::new(),
                         appends: batch.appends,
                         lanes,
                     });
                 }
                 Settled::Rejected(error, batch) => {
-                    let load = Load {
-                        batch_creates: batch.creates,
-                        replies,
-                        appends: batch.appends,
-                        lanes,
-                    };
+                    let load =
+                        Load { creates: batch.creates, replies, appends: batch.appends, lanes };
                     match load.halves() {
                         Ok((first, second)) => todo.extend([second, first]),
                         Err(load) => load.blame(error),
@@ -425,6 +302,7 @@ impl Journal {
         self.wake.changed(rested);
     }
 
+    /// Settles a batch in doubt, however long that takes.
     async fn resolve(&self, batch: &Batch) -> Option<BatchOutcome> {
         let mut wait = AWAY.0;
         loop {
@@ -440,78 +318,11 @@ impl Journal {
     }
 }
 
-/// What a flush carries, with those who wait for it.
-#[derive(Default)]
-struct Load {
-    batch_creates: Vec<NewRun>,
-    replies: Vec<oneshot::Sender<Result<CreateOutcome>>>,
-    appends: Vec<Append>,
-    lanes: Vec<Arc<Lane>>,
-}
-
-type Replies = Vec<oneshot::Sender<Result<CreateOutcome>>>;
-
+/// What became of a batch. What was not written comes back.
 enum Settled {
     Written(BatchOutcome),
     CreatesRefused(StoreError, Batch),
     Rejected(StoreError, Batch),
-}
-
-impl Load {
-    fn is_empty(&self) -> bool {
-        self.batch_creates.is_empty() && self.appends.is_empty()
-    }
-
-    fn into_batch(self, journal: &Journal, lane: i16) -> (Batch, Replies, Vec<Arc<Lane>>) {
-        let batch = Batch {
-            node_id: journal.node_id(),
-            lane,
-            number: journal.numbers.fetch_add(1, Ordering::Relaxed),
-            at: journal.clock.now(),
-            creates: self.batch_creates,
-            appends: self.appends,
-        };
-        (batch, self.replies, self.lanes)
-    }
-
-    /// Two halves, or the load itself when it is a single thing.
-    fn halves(mut self) -> std::result::Result<(Self, Self), Self> {
-        let (creates, appends) = (self.batch_creates.len(), self.appends.len());
-        if creates + appends <= 1 {
-            return Err(self);
-        }
-        // Creations apart from appends first, then each kind in the middle.
-        let (creates_at, appends_at) = match (creates, appends) {
-            (0, _) => (0, appends / 2),
-            (_, 0) => (creates / 2, 0),
-            (_, _) => (creates, 0),
-        };
-        let second = Self {
-            batch_creates: self.batch_creates.split_off(creates_at),
-            replies: self.replies.split_off(creates_at),
-            appends: self.appends.split_off(appends_at),
-            lanes: self.lanes.split_off(appends_at),
-        };
-        Ok((self, second))
-    }
-
-    /// The one thing in it is what the database refuses.
-    fn blame(self, error: StoreError) {
-        for lane in &self.lanes {
-            tracing::error!(run_id = %lane.run_id, source = source_of(&error), "a run's events were refused");
-            lane.missed(Closed::Rejected);
-        }
-        refuse(self.replies, error);
-    }
-}
-
-/// Tells those who wait; the error itself goes to the first, the others hear that it was no time.
-fn refuse(replies: Replies, error: StoreError) {
-    let mut first = Some(error);
-    for reply in replies {
-        let error = first.take().unwrap_or(StoreError::Overloaded);
-        let _ = reply.send(Err(error));
-    }
 }
 
 /// The driver's words behind an error, for the log alone.
@@ -525,12 +336,4 @@ fn may_signal(append: &Append) -> bool {
         let rests = update.status.is_final() || update.status == RunStatus::RequiresAction;
         rests && update.parent_run_id.is_some()
     })
-}
-
-fn take_some<T>(from: &mut Vec<T>, most: usize) -> Vec<T> {
-    if from.len() <= most {
-        return std::mem::take(from);
-    }
-    let rest = from.split_off(most);
-    std::mem::replace(from, rest)
 }
