@@ -13,12 +13,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::clock::Clock;
+use crate::api::{ApiError, ErrorCode};
 use crate::config::Edge;
 use crate::shutdown::Tasks;
 
 use super::connection::{Client, Protocols, connection};
 use super::places::{Full, Places};
+use super::refusal::refusal;
 
 /// How long open connections have to finish when the server stops.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -98,21 +99,9 @@ async fn refuse(mut stream: TcpStream, full: Full, _permit: OwnedSemaphorePermit
         Full::All => "The server has as many connections as it may have.",
         Full::Address => "Your address has as many connections as it may have.",
     };
-    let request_id = format!("req_{}", Clock::system().uuid().simple());
-    let body = format!(
-        "{{\"error\":\"overloaded\",\"message\":\"{message}\",\"details\":{{}},\
-         \"suggested_action\":\"Close connections that you do not need, wait \
-         retry_after_seconds, then send the same request.\",\
-         \"retry\":true,\"retry_after_seconds\":1,\"request_id\":\"{request_id}\"}}"
-    );
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nretry-after: 1\r\nx-request-id: {request_id}\r\n\
-         connection: close\r\n\r\n{body}",
-        body.len()
-    );
+    let answer = refusal(&ApiError::new(ErrorCode::Overloaded, message));
     let tell = async {
-        stream.write_all(answer.as_bytes()).await?;
+        stream.write_all(&answer).await?;
         stream.shutdown().await?;
         // What it sends must be read, or it would be reset before it has read the answer.
         let mut rest = [0; 1024];

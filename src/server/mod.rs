@@ -8,6 +8,7 @@ mod handover;
 mod isolated;
 mod patience;
 mod places;
+mod refusal;
 mod stream;
 mod uptake;
 

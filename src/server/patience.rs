@@ -8,8 +8,11 @@
 //!   whatever waits to be written to it. When nothing could be written for a while although something
 //!   waits, the connection is closed. A client that reads slowly is another matter: every byte that it
 //!   takes starts the clock anew.
+//!
+//! And one that has words of its own: a head that is too large hyper answers by itself, without a body.
+//! Where it does, the documented error goes out instead.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -19,6 +22,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use crate::api::{ApiError, ErrorCode};
+
+use super::refusal::refusal;
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +119,9 @@ impl Drop for OpenRequest {
     }
 }
 
+/// How hyper begins its own answer to a head that is too large.
+const TOO_LARGE: &[u8] = b"HTTP/1.1 431 ";
+
 /// A socket with patience.
 pub(super) struct Patient<S> {
     socket: S,
@@ -121,12 +131,16 @@ pub(super) struct Patient<S> {
     head: Option<Pin<Box<Sleep>>>,
     /// Runs while something waits to be written.
     stall: Option<Pin<Box<Sleep>>>,
+    /// Whether only a part was taken of what was last given: what comes next is its rest.
+    is_midway: bool,
+    /// What is still to be written instead of hyper's own words.
+    instead: Option<Vec<u8>>,
 }
 
 impl<S> Patient<S> {
     /// A socket whose first request is awaited.
     pub(super) const fn new(socket: S, limits: Limits, phase: Phase) -> Self {
-        Self { socket, limits, phase, head: None, stall: None }
+        Self { socket, limits, phase, head: None, stall: None, is_midway: false, instead: None }
     }
 
     /// Starts the clock for a head, or looks at it.
@@ -138,17 +152,48 @@ impl<S> Patient<S> {
         wait(&mut self.head, self.limits.head, context)
     }
 
-    fn wrote<T>(
+    fn wrote(
         &mut self,
         context: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+        written: Poll<io::Result<usize>>,
+        given: usize,
+    ) -> Poll<io::Result<usize>> {
         self.phase.0.is_stuck.store(written.is_pending(), Ordering::Relaxed);
-        if written.is_ready() {
+        if let Poll::Ready(taken) = &written {
+            self.is_midway = taken.as_ref().is_ok_and(|taken| *taken < given);
             self.stall = None;
             return written;
         }
         wait(&mut self.stall, self.limits.stall, context)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Patient<S> {
+    /// Writes ours if these are hyper's own words, and says then that they were written.
+    fn poll_instead(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Option<Poll<io::Result<usize>>> {
+        let count = slices.iter().map(|slice| slice.len()).sum();
+        if self.instead.is_none() {
+            // While a request is being answered, or the rest of an answer is written, they are no head.
+            let is_ours = self.is_midway || self.phase.get() == BUSY;
+            if is_ours || !slices.first()?.starts_with(TOO_LARGE) {
+                return None;
+            }
+            let message = "The head of the request has more than 100 headers, or 32 KiB.";
+            self.instead = Some(refusal(&ApiError::new(ErrorCode::HeadersTooLarge, message)));
+        }
+        while let Some(rest) = self.instead.as_mut().filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut self.socket).poll_write(context, rest) {
+                Poll::Ready(Ok(written)) => drop(rest.drain(..written.min(rest.len()))),
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+        }
+        self.instead = None;
+        Some(Poll::Ready(Ok(count)))
     }
 }
 
@@ -187,17 +232,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.socket).poll_write(context, bytes);
-        self.wrote(context, written)
+        let written = match self.poll_instead(context, &[IoSlice::new(bytes)]) {
+            Some(written) => written,
+            None => Pin::new(&mut self.socket).poll_write(context, bytes),
+        };
+        self.wrote(context, written, bytes.len())
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.socket).poll_write_vectored(context, slices);
-        self.wrote(context, written)
+        let written = match self.poll_instead(context, slices) {
+            Some(written) => written,
+            None => Pin::new(&mut self.socket).poll_write_vectored(context, slices),
+        };
+        self.wrote(context, written, slices.iter().map(|slice| slice.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {

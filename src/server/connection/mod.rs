@@ -36,7 +36,7 @@ const HEAD: Duration = Duration::from_secs(10);
 /// How long a connection may be silent between two requests: longer than the minute of usual proxies, so
 /// that it is they who close it.
 const IDLE: Duration = Duration::from_secs(75);
-/// The largest head, path included; larger ones are answered 431 by hyper.
+/// The largest head, path included; hyper refuses larger ones ([`super::patience`] says how).
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// How long an HTTP/2 connection on which nothing is asked any more has to finish.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -132,7 +132,11 @@ async fn one_at_a_time(
     });
     loop {
         let asked = until_streamed(http1, socket, service, &slot, &phase, stop).await;
-        let Some((taken_over, same)) = asked else { return };
+        let (taken_over, same) = match asked {
+            Ok(asked) => asked,
+            Err(None) => return,
+            Err(Some(socket)) => return say_goodbye(socket).await,
+        };
         let mut stream = taken_over.into_stream(stop.is_cancelled());
         let end = stream.write().await;
         (socket, service) = (stream.into_socket(), same);
@@ -162,7 +166,11 @@ impl TakenOver {
     }
 }
 
-/// Lets hyper answer requests until an answer is to be streamed; `None` when the connection has ended.
+/// Lets hyper answer requests until an answer is to be streamed.
+///
+/// # Errors
+/// The connection has ended; with its socket, if the client is still sending and is to read why that is
+/// no use.
 async fn until_streamed<S>(
     http1: &http1::Builder,
     socket: Socket,
@@ -170,7 +178,7 @@ async fn until_streamed<S>(
     slot: &Slot,
     phase: &Phase,
     stop: &CancellationToken,
-) -> Option<(TakenOver, S)>
+) -> Result<(TakenOver, S), Option<Socket>>
 where
     S: Service<Request<Incoming>, Response = Response<Whole>, Error = Infallible> + Unpin,
 {
@@ -184,21 +192,26 @@ where
             Pin::new(&mut *connection).graceful_shutdown();
         }
         if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(context) {
-            if let Err(error) = ended {
-                tell(&error);
-            }
-            return Poll::Ready(None);
+            return Poll::Ready(Err(ended));
         }
         // The answer before this one, if it is still being written, must not lose its end.
         if phase.is_stuck() {
             return Poll::Pending;
         }
-        slot.take().map_or(Poll::Pending, |streamed| Poll::Ready(Some(streamed)))
+        slot.take().map_or(Poll::Pending, |streamed| Poll::Ready(Ok(streamed)))
     });
-    let streamed = streamed.await?;
+    let streamed = match streamed.await {
+        Ok(streamed) => streamed,
+        Err(Ok(())) => return Err(None),
+        Err(Err(error)) => {
+            tell(&error);
+            let sends = error.is_parse_too_large();
+            return Err(sends.then(|| connection.into_parts().io.into_inner()));
+        }
+    };
     let parts = connection.into_parts();
     let (socket, sent_ahead) = (parts.io.into_inner(), parts.read_buf.len());
-    Some((TakenOver { streamed, socket, sent_ahead }, parts.service))
+    Ok((TakenOver { streamed, socket, sent_ahead }, parts.service))
 }
 
 /// Closes so that the last bytes arrive: what the client has still sent is read, or the system would

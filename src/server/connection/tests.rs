@@ -224,3 +224,26 @@ async fn a_connection_is_small() {
     let size = size_of_val(&future);
     assert!(size <= 1024, "{size} bytes");
 }
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused_in_our_words_behind_answers_that_are_like_it() {
+    // What somebody says who knows how hyper begins.
+    let router = router().route("/sly", get(async || "HTTP/1.1 431 ".repeat(2_000)));
+    let (mut client, serving, _tasks) = pair(router).await;
+    let many = "a: b\r\n".repeat(101);
+    let ask = format!(
+        "GET /sly HTTP/1.1\r\nhost: x\r\n\r\nGET /plain HTTP/1.1\r\nhost: x\r\n\r\n\
+         GET /plain HTTP/1.1\r\nhost: x\r\n{many}\r\n"
+    );
+    client.write_all(ask.as_bytes()).await.unwrap();
+    let said = said(&mut client).await;
+    let (answers, refused) = said.split_once("plainHTTP/1.1 431 ").expect("a refusal");
+    assert_eq!(answers.matches("HTTP/1.1 431 ").count(), 2_000, "all that was sly");
+    let (head, body) = refused.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("content-type: application/json\r\n"), "{head}");
+    assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(body["error"], "headers_too_large");
+    assert!(head.contains(&format!("x-request-id: {}", body["request_id"].as_str().unwrap())));
+    serving.await.unwrap();
+}

@@ -112,7 +112,6 @@ impl Default for Options {
 pub struct SqliteStore {
     path: PathBuf,
     readers: Readers,
-    reader_count: usize,
     writer: Writer,
     lent: bool,
 }
@@ -144,11 +143,10 @@ impl SqliteStore {
             .await
             .and_then(|row| row.try_get(0))
             .map_err(unusable)?;
-        let checkpoints = Checkpoints::new(&options, page_size);
+        let readers = Readers::new(connect::reader(&path), options.readers);
+        let checkpoints = Checkpoints::new(&options, page_size, readers.pause());
         let writer = Writer::start(connection, writes, checkpoints, lock);
-        let reader_count = options.readers.max(1);
-        let readers = Readers::new(connect::reader(&path), reader_count);
-        Ok(Self { path, readers, reader_count, writer, lent: options.lent })
+        Ok(Self { path, readers, writer, lent: options.lent })
     }
 
     /// Makes the schema, or brings it up to date.
@@ -183,7 +181,7 @@ impl SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn close(&self) {
-        self.readers.close(self.reader_count).await;
+        self.readers.close().await;
         self.writer.close().await;
     }
 

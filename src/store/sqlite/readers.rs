@@ -4,12 +4,12 @@
 //! and the write-ahead log could not be cut. sqlx's pool is not used because it asks every connection
 //! whether it lives after every use, which costs as much as the read.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Sqlite, SqliteConnection};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::store::Result;
@@ -29,14 +29,22 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Readers {
     options: SqliteConnectOptions,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
+    most: u32,
     idle: Mutex<Vec<SqliteConnection>>,
 }
 
 impl Readers {
     /// None is open yet.
     pub(super) fn new(options: SqliteConnectOptions, most: usize) -> Self {
-        Self { options, turns: Semaphore::new(most.max(1)), idle: Mutex::new(Vec::new()) }
+        let most = u32::try_from(most.max(1)).unwrap_or(1);
+        let turns = Arc::new(Semaphore::new(most as usize));
+        Self { options, turns, most, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// How somebody makes them pause.
+    pub(super) fn pause(&self) -> Pause {
+        Pause { turns: self.turns.clone(), most: self.most }
     }
 
     /// All rows of one statement.
@@ -73,8 +81,8 @@ impl Readers {
     }
 
     /// Ends all connections once the reads that have begun are done; every later read is refused.
-    pub(super) async fn close(&self, most: usize) {
-        let all = self.turns.acquire_many(u32::try_from(most.max(1)).unwrap_or(1)).await;
+    pub(super) async fn close(&self) {
+        let all = self.turns.acquire_many(self.most).await;
         self.turns.close();
         drop(all);
         let idle = std::mem::take(&mut *self.idle());
@@ -86,5 +94,20 @@ impl Readers {
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SqliteConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes readers pause.
+#[derive(Debug, Clone)]
+pub(super) struct Pause {
+    turns: Arc<Semaphore>,
+    most: u32,
+}
+
+impl Pause {
+    /// Resolves when nobody reads; until what it gives is dropped nobody does. Reads that are asked for
+    /// meanwhile, also while it waits, come behind it. `None`: those that had begun took longer.
+    pub(super) async fn within(&self, patience: Duration) -> Option<SemaphorePermit<'_>> {
+        timeout(patience, self.turns.acquire_many(self.most)).await.ok()?.ok()
     }
 }

@@ -165,6 +165,16 @@ impl Server {
         fds.expect("its files can be counted: it runs, and is ours").count()
     }
 
+    /// How many of them are sockets: the database's files are not, whose readers are opened when they
+    /// are needed first.
+    pub fn open_sockets(&self) -> usize {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        let fds = fds.expect("its files can be listed: it runs, and is ours").flatten();
+        // One that was closed meanwhile does not count.
+        let what = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        what.filter(|what| what.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// The memory that it has, in bytes.
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));

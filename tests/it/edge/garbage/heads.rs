@@ -55,12 +55,12 @@ fn no_http() -> Vec<Case> {
         case(
             "10,000 headers",
             lines(&["GET /healthz HTTP/1.1", "host: x", &vec!["a: b"; 10_000].join("\r\n")]),
-            Then::Bare,
+            Then::Refused(431),
         ),
         case(
             "101 headers",
             lines(&["GET /healthz HTTP/1.1", &vec!["host: x"; 101].join("\r\n")]),
-            Then::Bare,
+            Then::Refused(431),
         ),
     ]
 }
