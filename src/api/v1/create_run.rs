@@ -12,7 +12,6 @@ use utoipa::{IntoParams, ToSchema};
 use super::conversations::named_in_body;
 use crate::api::auth::Authenticated;
 use crate::api::extract::{JsonBody, PathId};
-use crate::api::query::Query;
 use crate::api::reply::{self, Mode};
 use crate::api::{ApiError, ApiState, accept};
 use crate::app::AppError;
@@ -120,13 +119,12 @@ pub async fn create_run(
     State(state): State<ApiState>,
     caller: Authenticated,
     agent_id: PathId<AgentId>,
-    query: Query,
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let key = body.keyed().key_also_in_body(CREATE, body.value())?;
     let replay = state.app.find_key(&caller, key.as_ref()).await?;
-    let asked = read(body, query, &headers);
+    let asked = read(body, &headers);
     let (answer, mode) = match replay {
         Some(run) => (Answer::replay(state.app.replayed_run(&caller, &run).await?), asked?.1),
         None => {
@@ -148,7 +146,8 @@ pub async fn create_run(
 }
 
 /// What is asked for, and how to answer. Judged by the caller when its turn comes.
-fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<Asked, ApiError> {
+fn read(mut body: JsonBody, headers: &HeaderMap) -> Result<Asked, ApiError> {
+    let wait = body.take_query().read::<WaitQuery>()?.wait;
     object_or_null(body.value())?;
     let run: CreateRun = body.read()?;
     supported(run.callback_url.as_ref(), run.callback_events.as_ref())?;
@@ -158,7 +157,7 @@ fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<Asked, ApiE
     let turn = conversation_id.transpose()?.map(|id| (id, run.on_busy.unwrap_or_default()));
     let mode = Mode {
         stream: run.stream.unwrap_or_else(|| accept::prefers_stream(headers)),
-        wait: reply::wait(query.read::<WaitQuery>()?.wait.as_deref(), headers)?,
+        wait: reply::wait(wait.as_deref(), headers)?,
         cancel_on_disconnect: run.on_disconnect == Some(OnDisconnect::Cancel),
     };
     let request = RunRequest {
