@@ -101,11 +101,13 @@ pub struct WaitQuery {
 ///
 /// Starts a run and answers in one of three ways; the run is the same and goes on whatever happens to
 /// your connection. **Poll** (default): 202 with the run; follow `instructions`. **Wait**: send
-/// `?wait=30` or `Prefer: wait=30` and get 200 with the finished run, or 202 if it takes longer.
+/// `?wait=30` or `Prefer: wait=30` and get 200 as soon as the run has ended or needs somebody, or 202 if
+/// that takes longer.
 /// **Stream**: send `"stream": true` or `Accept: text/event-stream` and get its events as they happen.
 /// Send an idempotency key that follows from what you want done: the same request then never starts
 /// a second run, and gives you the first one as it is today. When the run ends `incomplete` or
-/// `failed`, the answer is still 200: look at `status`, `result`, `error` and `incomplete_reason`.
+/// `failed`, the answer is still 200: look at `status`, `result`, `error` and `incomplete_reason`. On
+/// `requires_action` it waits for you or a person: answer each of its `required_actions`.
 #[utoipa::path(post, path = "/v1/agents/{agent_id}/runs", operation_id = "create_run", tag = "runs",
     params(("agent_id" = AgentId, Path, description = "The agent to run."), WaitQuery,
         ("Prefer" = Option<String>, Header, description = "`wait=30`: the same as `?wait=30`.", example = "wait=30"),
