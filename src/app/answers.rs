@@ -105,7 +105,17 @@ impl App {
     ) -> Result<Answer<RunRecord>, AppError> {
         let key = self.new_key(caller, key, &run_id);
         match self.visit(caller, of, decide, key).await? {
-            Visited::Done => self.get_run(caller, run_id).await.map(Answer::new),
+            Visited::Done => {
+                let mut record = self.get_run(caller, of).await?;
+                if record.row.parent_run_id.is_some() {
+                    // The answer is taken, whatever becomes of this.
+                    if let Err(error) = self.log.lead_on(&record.row).await {
+                        tracing::warn!(run_id = %of, %error, "runs above it go on a moment later");
+                    }
+                    record = self.get_run(caller, run_id).await?;
+                }
+                Ok(Answer::new(record))
+            }
             Visited::Before(run) => self.replayed_run(caller, &run).await.map(Answer::replay),
         }
     }

@@ -64,8 +64,10 @@ impl App {
             }
             // Any version will do, so it can only have been archived.
             Created::AgentMoved => Err(AppError::AgentArchived),
-            // A fork is no turn of a conversation.
-            Created::Refused(_) | Created::ConversationGone => Err(AppError::Contended),
+            // A fork is no turn of a conversation, and nobody called it.
+            Created::Refused(_) | Created::ConversationGone | Created::FamilyFull => {
+                Err(AppError::Contended)
+            }
         }
     }
 
@@ -174,7 +176,8 @@ impl App {
         row.created_at = now;
         // It reads what was said before, and is no turn of that conversation itself.
         (row.conversation_id, row.cost_ceiling) = (None, None);
-        row.parent_run_id = None;
+        // Nobody calls it, whoever called the other one.
+        (row.parent_run_id, row.root_run_id) = (None, None);
         let owner = Owner::Nobody { due_at: Some(now) };
         RunUpdate::of(&folded, owner).apply(&mut row);
         Ok(NewRun { row, body, first, copied, turn: None, key })

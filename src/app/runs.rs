@@ -94,6 +94,8 @@ impl App {
                     agent = self.reload_agent(caller, &agent.agent.agent_id).await?;
                 }
                 Created::ConversationGone => return Err(AppError::NotFound("conversation")),
+                // Nobody called it.
+                Created::FamilyFull => return Err(AppError::Contended),
                 Created::Refused(refusal) => {
                     let turn = request.turn.as_ref().map(|turn| turn.conversation.conversation_id);
                     let conversation_id = turn.ok_or(AppError::NotFound("conversation"))?;
@@ -215,10 +217,10 @@ impl App {
         }
     }
 
-    /// Erases an ended run with its log.
+    /// Erases an ended run with its log, and all below it.
     ///
     /// # Errors
-    /// [`AppError::NotFound`], and [`AppError::RunActive`] when it has not ended.
+    /// [`AppError::NotFound`], and [`AppError::RunActive`] when it has not ended, or one below it.
     pub async fn erase_run(
         &self,
         caller: &Caller,
@@ -229,7 +231,7 @@ impl App {
         match self.log.erase(caller.workspace_id, run_id, key.clone()).await? {
             Erased::Done => Ok(Answer::new(())),
             Erased::Absent => Err(AppError::NotFound("run")),
-            Erased::Active => {
+            Erased::Active(run_id) => {
                 let status = self.get_run(caller, run_id).await?.row.status;
                 Err(AppError::RunActive { run_id, status })
             }
@@ -317,6 +319,7 @@ impl App {
             metadata: request.metadata.clone(),
             turn: request.turn.as_ref().map(Turn::new_turn),
             parent_run_id: None,
+            root_run_id: None,
             depth: 0,
             key,
             at: self.now(),

@@ -27,8 +27,8 @@ pub enum Decision {
     CallModel,
     /// Make these calls: they were never made, or are safe to make again.
     CallTools(Vec<CallId>),
-    /// Calls are being made by this driver: wait for one of them.
-    AwaitTools,
+    /// Calls are being made by this driver: wait for one of them, or until then.
+    AwaitTools(Option<Timestamp>),
     /// See to it that these calls have their child runs, and how those are.
     MeetChildren(Vec<CallId>),
     /// Ask the child runs of these calls to stop: a run ends after its children.
@@ -261,7 +261,8 @@ fn within(turn: &Turn, deadline: Option<Timestamp>, now: &Now<'_>) -> Decision {
     } else if !expired.is_empty() {
         Decision::Expire(expired)
     } else if running {
-        Decision::AwaitTools
+        // What nobody answers in time expires then, however long the others take.
+        Decision::AwaitTools(earliest(until.flatten(), deadline))
     } else if children.active {
         let until = earliest(until.flatten(), deadline);
         Decision::AwaitChildren(until.unwrap_or_else(|| now.at.plus(SOME_DAY)))

@@ -86,6 +86,14 @@ pub fn grant(folded: &Folded, plan: &Plan, events: &mut [Event]) {
     }
 }
 
+/// Why a call gets no child, in words for the model, when its family is as large as families may be.
+pub fn full() -> String {
+    format!(
+        "{} runs work on this task already, which is as many as may: no other agent can be called.",
+        limits::MAX_FAMILY
+    )
+}
+
 /// What of its cap a run has neither spent nor granted to children that have not answered.
 fn left(folded: &Folded, cap: Usd) -> Usd {
     let Some(spent) = folded.tree_cost_so_far() else { return Usd::ZERO };

@@ -92,8 +92,9 @@ pub struct Folded {
     pub cost: Option<Usd>,
     /// What its child runs cost that have answered; `None` once that is not known of one.
     pub children_cost: Option<Usd>,
-    /// Actions of its child runs that it waits for, while it is parked.
-    pub children_actions: Vec<OpenAction>,
+    /// Actions of the runs below it that it waited for when it parked, for as long as it does: some may
+    /// be answered since, which is in the logs of those runs.
+    pub children_actions: Vec<RequiredAction>,
     /// Steps that are over.
     pub steps_completed: i32,
     /// Milliseconds in `running` before the present stretch.
@@ -288,9 +289,7 @@ impl Folded {
                 self.go(seq, at, Signal::Parked)?;
                 let own = self.open_step().map(|turn| turn.calls.as_slice()).unwrap_or_default();
                 let is_own = |a: &RequiredAction| own.iter().any(|call| call.call_id == a.call_id);
-                let foreign = parked.required_actions.into_iter().filter(|a| !is_own(a));
-                let open = |action| OpenAction { action, created_at: at, of_child: true };
-                let foreign = foreign.map(open).collect();
+                let foreign = parked.required_actions.into_iter().filter(|a| !is_own(a)).collect();
                 self.children_actions = foreign;
             }
             Event::RunResumed(_) => self.go(seq, at, Signal::Resumed)?,
@@ -515,12 +514,12 @@ impl Folded {
         live.filter_map(|call| call.child.map(|child| (call, child)))
     }
 
-    /// What must be answered by somebody outside.
+    /// What somebody outside must answer for its own calls.
     pub fn required_actions(&self, run_id: RunId) -> Vec<RequiredAction> {
         self.open_actions(run_id).into_iter().map(|open| open.action).collect()
     }
 
-    /// The same, and since when. While it is parked, those of its children are among them.
+    /// The same, and since when.
     pub fn open_actions(&self, run_id: RunId) -> Vec<OpenAction> {
         let Some(turn) = self.open_step() else { return Vec::new() };
         let mut actions = Vec::new();
@@ -535,10 +534,9 @@ impl Folded {
                     expires_at,
                 };
                 let created_at = call.asked_at.unwrap_or(turn.started_at);
-                actions.push(OpenAction { action, created_at, of_child: false });
+                actions.push(OpenAction { action, created_at });
             }
         }
-        actions.extend(self.children_actions.iter().cloned());
         actions
     }
 

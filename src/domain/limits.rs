@@ -23,6 +23,9 @@ pub const SUSPECT: i32 = 2;
 pub const CONVICTED: i32 = SUSPECT + 1;
 /// Runs below a run that no other run called: agents that call one another must come to an end.
 pub const MAX_GENERATIONS: u32 = 5;
+/// Runs in one family, the one at the top among them: five generations of 128 calls each would be more than
+/// anybody wants, and can pay.
+pub const MAX_FAMILY: usize = 1_000;
 /// Tool calls that one model turn may ask for; what exceeds it is a broken answer.
 pub const MAX_CALLS_PER_STEP: usize = 128;
 /// Levels of nesting in JSON that a client, a model or a tool wrote (`domain::depth`).

@@ -39,7 +39,7 @@ pub use reqwest::Client;
 pub use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 pub use resolve::{Lookup, SystemLookup};
 pub use secrets::{HeaderError, Secret, Secrets};
-pub use send::{Answer, Failure, Request};
+pub use send::{Answer, Failure, Request, retry_after};
 
 use departure::AskBeforeSending;
 use resolve::Vetted;

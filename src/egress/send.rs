@@ -116,8 +116,9 @@ async fn read(
     Ok(())
 }
 
-/// A date instead of seconds is not worth a clock: it is as if nothing was asked.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// How long a server asks to be left alone. A date instead of seconds is not worth a clock: it is as if
+/// nothing was asked.
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }

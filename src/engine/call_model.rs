@@ -163,7 +163,7 @@ impl Driver {
                 // First, so that nothing is sent or read by a node that others may have replaced.
                 () = self.faith.lost() => Stop::Doubt,
                 answer = &mut call => return Ok(Waited::Answered(answer)),
-                stop = self.interrupted() => stop,
+                stop = self.interrupted(self.deadline()) => stop,
             };
             let Stop::Look(why) = stop else { return Err(stop) };
             // The call goes on meanwhile: nobody polls it, but its socket stays open. What is rare is on
@@ -181,7 +181,7 @@ impl Driver {
         loop {
             let stop = tokio::select! {
                 () = tokio::time::sleep_until(until) => return Ok(true),
-                stop = self.interrupted() => stop,
+                stop = self.interrupted(self.deadline()) => stop,
             };
             let Stop::Look(why) = stop else { return Err(stop) };
             Box::pin(self.look(why)).await?;

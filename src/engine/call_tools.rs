@@ -6,6 +6,7 @@ use crate::domain::event::Event;
 use crate::domain::family;
 use crate::domain::fold::{Call, CallState};
 use crate::domain::ids::CallId;
+use crate::domain::time::Timestamp;
 use crate::domain::write;
 use crate::store::Owner;
 
@@ -57,12 +58,12 @@ impl Driver {
         self.calls.spawn(async move { (call_id, making.make().await) });
     }
 
-    /// Waits for one of the calls under way and writes its answer.
-    pub(super) async fn await_tools(&mut self) -> Result<(), Stop> {
+    /// Waits for one of the calls under way and writes its answer; or until something else is due.
+    pub(super) async fn await_tools(&mut self, until: Option<Timestamp>) -> Result<(), Stop> {
         let mut calls = std::mem::take(&mut self.calls);
         let answered = tokio::select! {
             answered = calls.join_next() => Ok(answered),
-            stop = self.interrupted() => Err(stop),
+            stop = self.interrupted(until) => Err(stop),
         };
         self.calls = calls;
         // A panic is caught inside and nobody aborts a single call: an error cannot come.

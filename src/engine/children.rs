@@ -81,7 +81,8 @@ impl Driver {
         if again {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
-                stop = self.interrupted() => return Err(stop),
+                // What time brings is due already, or waits for half a second.
+                stop = self.interrupted(None) => return Err(stop),
             }
         }
         Ok(())
@@ -194,6 +195,7 @@ impl Engine {
                 end_user_id: parent.end_user_id.clone(),
                 metadata: std::collections::BTreeMap::new(),
                 parent_run_id: Some(parent.run_id),
+                root_run_id: Some(parent.root_run_id.unwrap_or(parent.run_id)),
                 depth,
                 key: None,
                 at: self.clock.now(),
@@ -203,6 +205,7 @@ impl Engine {
             input = again;
             match self.log.create(new).await {
                 Ok(Created::New(_)) => return Ok(Met::Alive(ChildState::Active)),
+                Ok(Created::FamilyFull) => return Ok(refused(family::full())),
                 Ok(
                     Created::AgentMoved
                     | Created::KeyTaken(_)
@@ -260,9 +263,10 @@ fn met(record: &RunRecord) -> Result<Met, StoreError> {
             | Event::RunCancelled(ended)
             | Event::RunExpired(ended),
         ) => over(ended, record),
-        _ if status == RunStatus::RequiresAction => {
+        _ if status == RunStatus::RequiresAction && !record.actions.is_empty() => {
             Met::Alive(ChildState::Parked(record.actions.clone()))
         }
+        // Parked with nothing open: what it waited for was answered below it, and it will go on.
         _ => Met::Alive(ChildState::Active),
     })
 }

@@ -35,7 +35,7 @@ impl Driver {
                 self.folded.open_step().ok_or(Stop::Defect)?.step
             }
             Decision::Done
-            | Decision::AwaitTools
+            | Decision::AwaitTools(_)
             | Decision::MeetChildren(_)
             | Decision::CancelChildren(_)
             | Decision::AwaitChildren(_)
@@ -91,7 +91,7 @@ impl Driver {
                 biased;
                 () = self.faith.lost() => Stop::Doubt,
                 done = &mut wait => return Ok(done),
-                stop = self.interrupted() => stop,
+                stop = self.interrupted(self.deadline()) => stop,
             };
             let Stop::Look(why) = stop else { return Err(stop) };
             self.look(why).await?;
@@ -105,8 +105,10 @@ impl Driver {
     pub(super) fn tool(&self, name: &str, definition: &tool::Tool) -> Option<Box<dyn Tool>> {
         match definition {
             tool::Tool::Mcp(server) => {
+                let (servers, of) = (&self.engine.tools.servers, self.pinned());
                 let tool = self.plan.discovered(name)?.clone();
-                Some(self.engine.tools.servers.tool(self.pinned(), server, tool))
+                let sessions = self.sessions.get_or_init(|| servers.sessions()).clone();
+                Some(servers.tool(of, sessions, server, tool))
             }
             tool::Tool::Http(_)
             | tool::Tool::Client(_)

@@ -110,7 +110,7 @@ impl Housekeeping {
         while turns.next().await {
             let swept = store.sweep_conversations(sweep).await?;
             pass.conversations += swept.gone;
-            if swept.more.is_none() {
+            if !swept.more {
                 break;
             }
         }

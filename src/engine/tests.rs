@@ -120,6 +120,7 @@ impl Stage {
             status_message: None,
             conversation_id: None,
             parent_run_id: None,
+            root_run_id: None,
             forked_from_run_id: None,
             end_user_id: None,
             past: None,

@@ -39,6 +39,8 @@ pub struct Draft<'a> {
     pub turn: Option<NewTurn>,
     /// The run that calls it.
     pub parent_run_id: Option<RunId>,
+    /// The run at the top of that one's family, which may be that one.
+    pub root_run_id: Option<RunId>,
     /// How many runs are above it.
     pub depth: u32,
     /// Bound in the same transaction.
@@ -98,6 +100,7 @@ impl Draft<'_> {
             status_message: None,
             conversation_id: self.turn.map(|turn| turn.conversation_id),
             parent_run_id: self.parent_run_id,
+            root_run_id: self.root_run_id,
             forked_from_run_id: None,
             end_user_id: self.end_user_id,
             past: None,

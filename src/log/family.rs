@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use crate::domain::fold::Folded;
 use crate::domain::ids::{CallId, RunId, WorkspaceId};
+use crate::domain::run::RunStatus;
 use crate::shutdown::Tasks;
-use crate::store::{Result, StoreError};
+use crate::store::{GuestWrite, Result, RunRow, StoreError};
 
-use super::Log;
+use super::{Log, guest};
 
 /// How often signals are looked for when nobody says that there are any.
 const LOOK: Duration = Duration::from_secs(1);
@@ -61,6 +62,27 @@ impl Log {
                 return Ok(());
             }
         }
+    }
+
+    /// Has the runs above this one go on with it, if they were parked and it is not. A signal does the
+    /// same a moment later; but whoever was told that an answer is taken looks at the run that was asked
+    /// for it, and is not to find it waiting for that answer.
+    ///
+    /// # Errors
+    /// When the store is away: then signals do it.
+    pub async fn lead_on(&self, run: &RunRow) -> Result<()> {
+        let (workspace_id, mut child) = (run.workspace_id, run.clone());
+        while let Some(run_id) = child.parent_run_id
+            && child.status != RunStatus::RequiresAction
+        {
+            let decide = guest::child_goes_on(&self.clock, child.run_id);
+            self.visit(GuestWrite { workspace_id, run_id, key: None, decide }).await?;
+            match self.load_run(workspace_id, run_id).await? {
+                Some(parent) => child = parent.row,
+                None => return Ok(()),
+            }
+        }
+        Ok(())
     }
 
     /// Which run has this call: `run_id` or one below it. An answer may be posted to any of them.

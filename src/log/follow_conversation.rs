@@ -10,8 +10,11 @@ use crate::store::{FindTurn, TurnPlace};
 use super::Log;
 use super::follow::{Cursor, FollowError, Next};
 
-/// How often somebody looks for the next run if nothing says that there is one.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often somebody looks for the next run by himself. Whoever begins one says so, but a word between
+/// nodes can be lost.
+const LOOK: Duration = Duration::from_secs(5);
+/// The same while other nodes are not heard.
+const LOOK_UNTOLD: Duration = Duration::from_secs(1);
 
 /// A reader's place in a conversation.
 pub struct ConversationCursor {
@@ -22,6 +25,16 @@ pub struct ConversationCursor {
     reading: Option<(TurnPlace, Cursor)>,
     /// The place of the last run that was read to its end; -1 before the first.
     behind: i32,
+}
+
+/// What a look at a conversation finds.
+enum Found {
+    /// The next run, which is read from here on.
+    Next,
+    /// Nothing yet; it expires in so long, if it can.
+    Nothing(Option<Duration>),
+    /// Nothing, and nothing will come any more.
+    End,
 }
 
 /// What a conversation's cursor comes upon.
@@ -90,7 +103,7 @@ impl ConversationCursor {
     /// # Errors
     /// As [`ConversationCursor::next`].
     pub async fn is_over(&mut self) -> std::result::Result<bool, FollowError> {
-        Ok(self.reading.is_none() && self.look().await? == Some(false))
+        Ok(self.reading.is_none() && matches!(self.look().await?, Found::End))
     }
 
     /// Waits for the next run. `false`: none can come any more.
@@ -100,16 +113,19 @@ impl ConversationCursor {
             let changed = watch.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(found) = self.look().await? {
-                return Ok(found);
-            }
-            // Nobody may come by to say that it has expired.
-            let _ = tokio::time::timeout(LOOK, changed).await;
+            let expires_in = match self.look().await? {
+                Found::Next => return Ok(true),
+                Found::End => return Ok(false),
+                Found::Nothing(expires_in) => expires_in,
+            };
+            let look = if self.log.pulse.is_told() { LOOK } else { LOOK_UNTOLD };
+            // Nobody comes by to say that it has expired.
+            let pause = expires_in.map_or(look, |expires_in| look.min(expires_in));
+            let _ = tokio::time::timeout(pause, changed).await;
         }
     }
 
-    /// Whether there is a next run, which is read from here on; `None`: not yet.
-    async fn look(&mut self) -> std::result::Result<Option<bool>, FollowError> {
+    async fn look(&mut self) -> std::result::Result<Found, FollowError> {
         let store = &self.log.store;
         // In this order: a run that came before the end is found behind it.
         let found = store.load_conversation(self.workspace_id, self.conversation_id).await?;
@@ -118,9 +134,14 @@ impl ConversationCursor {
         let next = store.find_turn(self.workspace_id, self.conversation_id, next).await?;
         if let Some(turn) = next {
             self.read(turn, 0);
-            return Ok(Some(true));
+            return Ok(Found::Next);
         }
-        let open = conversation.status(self.log.clock.now()) == ConversationStatus::Open;
-        Ok(if open { None } else { Some(false) })
+        let now = self.log.clock.now();
+        if conversation.status(now) != ConversationStatus::Open {
+            return Ok(Found::End);
+        }
+        // One that is past and does not count, because a run is under way, is none.
+        let expires_at = conversation.expires_at.filter(|at| *at > now);
+        Ok(Found::Nothing(expires_at.map(|at| at.since(now))))
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::domain::event::Entry;
-use crate::domain::ids::{ConversationId, RunId};
+use crate::domain::ids::RunId;
 use crate::shutdown::Tasks;
 use crate::store::{RunRecord, SharedStore};
 
@@ -155,20 +155,6 @@ impl Live {
             state.ended = None;
             state.tail = None;
         }
-    }
-
-    /// Forgets how the runs of a conversation ended (it was erased).
-    pub fn forget_conversation(self: &Arc<Self>, conversation_id: ConversationId) {
-        let mut run_ids = self.shelf.runs_of(conversation_id);
-        {
-            let ended = lock(&self.ended);
-            run_ids.extend(ended.iter().filter_map(|(_, watched)| {
-                let record = lock(&watched.watch.state).ended.clone()?;
-                let of = record.row.conversation_id == Some(conversation_id);
-                of.then_some(record.row.run_id)
-            }));
-        }
-        run_ids.into_iter().for_each(|run_id| self.forget(run_id));
     }
 
     /// Wakes cursors of runs that are driven elsewhere when their log has grown: one query a second

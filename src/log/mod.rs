@@ -87,6 +87,8 @@ pub enum Created {
     AgentMoved,
     /// The idempotency key was bound already; nothing was created.
     KeyTaken(KeyRow),
+    /// Its family is as large as families may be.
+    FamilyFull,
 }
 
 /// What became of an erasure.
@@ -96,8 +98,8 @@ pub enum Erased {
     Done,
     /// No such run.
     Absent,
-    /// It has not ended.
-    Active,
+    /// This one has not ended: itself, or one below it.
+    Active(RunId),
     /// The key was bound already.
     KeyTaken(KeyRow),
 }
@@ -172,6 +174,7 @@ impl Log {
             CreateOutcome::KeyTaken(row) => return Ok(Created::KeyTaken(row)),
             CreateOutcome::Refused(refusal) => return Ok(Created::Refused(refusal)),
             CreateOutcome::ConversationGone => return Ok(Created::ConversationGone),
+            CreateOutcome::FamilyFull => return Ok(Created::FamilyFull),
             CreateOutcome::Created => Turn::Active,
             CreateOutcome::Entered(entrance) => {
                 record.row.past = entrance.past;
@@ -294,7 +297,8 @@ impl Log {
         self.wake.due();
     }
 
-    /// Erases an ended run: its body and its log go, its id stays taken.
+    /// Erases an ended run with all below it: their bodies and their logs go, their ids stay taken. Those
+    /// below go first, slice by slice: if this breaks off, whoever asks again finds what is left.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -309,17 +313,35 @@ impl Log {
         };
         // Ended is ended: what is final now cannot become active before the write.
         if !record.row.status.is_final() {
-            return Ok(Erased::Active);
+            return Ok(Erased::Active(run_id));
+        }
+        loop {
+            let now = self.clock.now();
+            let below = self.store.erase_below(workspace_id, run_id, now).await?;
+            self.erased(&below.erased);
+            if let Some(alive) = below.alive {
+                return Ok(Erased::Active(alive));
+            }
+            if !below.more {
+                break;
+            }
         }
         let decide = guest::erase(&self.clock);
         let outcome = self.store.guest(GuestWrite { workspace_id, run_id, key, decide }).await?;
-        self.live.forget(run_id);
-        self.wrote(run_id);
+        self.erased(&[run_id]);
         Ok(match outcome {
             GuestOutcome::Absent => Erased::Absent,
             GuestOutcome::KeyTaken(row) => Erased::KeyTaken(row),
             GuestOutcome::Done { .. } | GuestOutcome::Refused(_) => Erased::Done,
         })
+    }
+
+    /// These were erased: nobody is to read what is remembered of them.
+    fn erased(&self, run_ids: &[RunId]) {
+        for run_id in run_ids {
+            self.live.forget(*run_id);
+            self.wrote(*run_id);
+        }
     }
 
     /// A cursor over the log: what comes behind `after`.
@@ -351,7 +373,9 @@ impl Log {
                         return Ok(None);
                     };
                     let status = record.row.status;
-                    if status.is_final() || status == RunStatus::RequiresAction {
+                    // Parked with nothing open: a run below it was answered, and it will go on.
+                    let waits = status == RunStatus::RequiresAction && !record.actions.is_empty();
+                    if status.is_final() || waits {
                         return Ok(Some(record));
                     }
                     record.last_seq

@@ -9,6 +9,8 @@ const NO_BEAT: Duration = Duration::from_secs(5);
 /// A lost listener is back within a second where the database is. Until then others wake this node
 /// by its own looking once a second.
 const DEAF: Duration = Duration::from_secs(5);
+/// Other nodes see a new one within so long, and tell it what they write: they look once a second.
+const KNOWN: Duration = Duration::from_secs(3);
 /// A run that waits for so long while slots are free is not waiting for a slot.
 const STUCK: Duration = Duration::from_secs(30);
 
@@ -42,6 +44,8 @@ pub struct Pulse(Mutex<State>);
 struct State {
     beat_at: Option<Instant>,
     deaf_since: Option<Instant>,
+    /// Since when it hears the others, if there are any.
+    hears_since: Option<Instant>,
     presence: Option<Presence>,
     waits: Duration,
 }
@@ -62,9 +66,17 @@ impl Pulse {
         let mut state = self.state();
         if hears {
             state.deaf_since = None;
+            state.hears_since.get_or_insert_with(Instant::now);
         } else {
             state.deaf_since.get_or_insert_with(Instant::now);
+            state.hears_since = None;
         }
+    }
+
+    /// Whether this node is told what the others write: it hears them, and has for long enough that they
+    /// all know of it.
+    pub fn is_told(&self) -> bool {
+        self.state().hears_since.is_some_and(|since| since.elapsed() >= KNOWN)
     }
 
     /// The other nodes could see that this process is there, or cannot any more.
@@ -120,6 +132,7 @@ mod tests {
         assert_eq!(pulse.troubles(), []);
         pulse.waits(Duration::from_secs(31));
         assert_eq!(pulse.troubles(), [Trouble::Stuck(Duration::from_secs(31))]);
+        assert!(!pulse.is_told(), "it listens to nobody yet");
         let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
         pulse.state().deaf_since = ago(6);
         pulse.state().beat_at = ago(7);
@@ -132,6 +145,13 @@ mod tests {
             })
             .collect();
         assert_eq!(seconds, [7, 6]);
+        pulse.hears(true);
+        assert!(!pulse.is_told(), "nobody knows of it yet");
+        pulse.state().hears_since = ago(3);
+        pulse.hears(true);
+        assert!(pulse.is_told());
+        pulse.hears(false);
+        assert!(!pulse.is_told());
         pulse.hears(true);
         pulse.beat();
         pulse.waits(Duration::ZERO);

@@ -10,7 +10,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::domain::ids::{ConversationId, RunId, WorkspaceId};
+use crate::domain::ids::{RunId, WorkspaceId};
 use crate::store::RunRecord;
 
 use super::page::Page;
@@ -63,14 +63,6 @@ impl Shelf {
             let weight = events.iter().filter_map(|e| e.as_ref()).map(|e| e.data.len()).sum();
             lock(&self.runs).put(run.row.run_id, Arc::new(run.clone()), weight);
         }
-    }
-
-    /// Ended runs of a conversation.
-    pub fn runs_of(&self, conversation_id: ConversationId) -> Vec<RunId> {
-        let runs = lock(&self.runs);
-        let of = runs.things.values().map(|thing| &thing.value.row);
-        let of = of.filter(|row| row.conversation_id == Some(conversation_id));
-        of.map(|row| row.run_id).collect()
     }
 
     /// Forgets a run: it was erased here.

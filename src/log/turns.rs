@@ -70,20 +70,24 @@ impl Log {
         Ok(outcome)
     }
 
-    /// Erases the runs of a conversation that was erased. Should this be the end of the process,
+    /// Erases the runs of a conversation that was erased, with all below them. Should this be the end of the process,
     /// housekeeping goes on with it.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn erase_runs_of(&self, conversation_id: ConversationId) -> Result<()> {
-        self.live.forget_conversation(conversation_id);
         let sweep = ConversationSweep {
             only: Some(conversation_id),
             quiet_since: None,
             now: self.clock.now(),
         };
-        while self.store.sweep_conversations(sweep).await?.more.is_some() {}
-        Ok(())
+        loop {
+            let swept = self.store.sweep_conversations(sweep).await?;
+            self.erased(&swept.runs);
+            if !swept.more {
+                return Ok(());
+            }
+        }
     }
 
     /// Something happened in a conversation: whoever follows it looks.

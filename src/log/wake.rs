@@ -155,7 +155,8 @@ impl Listener {
         loop {
             let node_id = self.journal.node_id();
             let ended = match self.store.listen(node_id).await {
-                Ok(None) => return,
+                // There is nobody to listen to.
+                Ok(None) => return self.pulse.hears(true),
                 Ok(Some(ear)) => {
                     heard = true;
                     self.pulse.hears(true);

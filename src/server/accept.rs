@@ -54,7 +54,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves `router` on `listener` until `tasks` stop; then lets open requests finish for a moment.
 pub async fn serve(listener: TcpListener, router: Router, edge: Edge, tasks: &Tasks) {
-    let protocols = Arc::new(Protocols::new());
+    let protocols = Arc::new(Protocols::new(edge.stall));
     let connections = Tasks::new();
     let places = Places::new(edge.max_connections, edge.max_connections_per_address);
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));

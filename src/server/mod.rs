@@ -9,6 +9,7 @@ mod isolated;
 mod patience;
 mod places;
 mod stream;
+mod uptake;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,12 +1,13 @@
 //! What one flush writes: creations and appends of many runs, each decided for itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::domain::conversation::Refusal;
 use crate::domain::conversation::message::Spoken;
 use crate::domain::event::{Entry, Event};
 use crate::domain::fold::{Call, CallState, Folded};
 use crate::domain::ids::{AgentId, ConversationId, NodeId, RunId, WorkspaceId};
+use crate::domain::limits;
 use crate::domain::money::Usd;
 use crate::domain::run::{OpenAction, RunConfig, RunStatus};
 use crate::domain::time::Timestamp;
@@ -54,6 +55,8 @@ pub struct RunRow {
     pub conversation_id: Option<ConversationId>,
     /// The run that called it.
     pub parent_run_id: Option<RunId>,
+    /// The run at the top of its family; `None` for that one, and for a run that nobody called.
+    pub root_run_id: Option<RunId>,
     /// What it was forked from.
     pub forked_from_run_id: Option<RunId>,
     /// The client's own user.
@@ -279,6 +282,20 @@ pub struct Batch {
     pub appends: Vec<Append>,
 }
 
+/// How many runs the family of each creation may have below its top already, so that there is room for it
+/// and for those of the same family before it in the batch; `None` for a run that nobody called.
+pub fn family_rooms<'a>(creates: impl IntoIterator<Item = &'a NewRun>) -> Vec<Option<i64>> {
+    let mut counted: HashMap<RunId, usize> = HashMap::new();
+    let room = |new: &NewRun| {
+        let counted = counted.entry(new.row.root_run_id?).or_default();
+        *counted += 1;
+        // These, and the one at the top.
+        let most = limits::MAX_FAMILY.saturating_sub(*counted + 1);
+        Some(i64::try_from(most).unwrap_or(i64::MAX))
+    };
+    creates.into_iter().map(room).collect()
+}
+
 /// What became of a batch; in its order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BatchOutcome {
@@ -305,6 +322,9 @@ pub enum CreateOutcome {
     AgentMoved,
     /// The key was bound already, before or by an earlier creation of this batch.
     KeyTaken(KeyRow),
+    /// Its family has [`limits::MAX_FAMILY`] runs already. (Nodes that write at the same moment do not see
+    /// what the other writes: each may make a few more.)
+    FamilyFull,
 }
 
 /// What became of an append.

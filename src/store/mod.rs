@@ -63,7 +63,7 @@ pub use key::{IdempotencyKey, KeyRow, NewKey, Written};
 pub use open::{OpenOptions, open};
 pub use ownership::{Claim, Driveable, Neighbour, NodeBeat, Roused, Transfer};
 pub use record::{LogRange, RunFilter, RunRecord};
-pub use retention::{KeySweep, OLDEST, RunSweep, Swept, SweptDeltas};
+pub use retention::{Below, KeySweep, OLDEST, RunSweep, Swept, SweptConversations, SweptDeltas};
 pub use turns::{Entrance, FindTurn, NewTurn, Past, TurnPlace};
 
 /// The answer of a store.
@@ -263,9 +263,9 @@ pub trait Store: Send + Sync + 'static {
     /// conversation that is closed. At most so many, in any order.
     async fn to_be_cancelled(&self, limit: i64) -> Result<Vec<(WorkspaceId, RunId)>>;
 
-    /// One slice of erasing: conversations that were erased lose their runs, and go; old ones are
-    /// erased. Counts runs and conversations that are gone.
-    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<Swept<()>>;
+    /// One slice of erasing: conversations that were erased lose their runs with all below them, and
+    /// go; old ones are erased. A run with one below it that has not ended stays for a later sweep.
+    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<SweptConversations>;
 
     // Ownership.
 
@@ -312,6 +312,16 @@ pub trait Store: Send + Sync + 'static {
     /// first, and rouses their parents: one that nobody owns is due at once, one that is driven has
     /// its `rev` raised, so that its driver looks. Those that have ended are left alone.
     async fn rouse_parents(&self, now: Timestamp, limit: i64) -> Result<Roused>;
+
+    /// One slice of erasing what is below an ended run: the runs that it called, those that they called,
+    /// and so on, the deepest first, so that what is left can still be found. Nothing while one of them
+    /// has not ended.
+    async fn erase_below(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        at: Timestamp,
+    ) -> Result<Below>;
 
     /// Lets go of a run without a new event: no owner, due at that time, this `status_message`.
     /// `false`: the claim was lost before.

@@ -20,6 +20,9 @@ use super::rows;
 /// Before every run.
 pub const OLDEST: RunId = RunId::from_uuid(Uuid::nil());
 
+/// Runs that somebody erases in one transaction: each has 50,000 events at most, and most have twenty.
+pub(super) const ERASED_IN_A_SLICE: usize = 20;
+
 /// One step of a sweep through old runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunSweep {
@@ -54,6 +57,46 @@ pub struct Swept<Cursor> {
 impl<Cursor> Swept<Cursor> {
     /// Nothing was there to do.
     pub const NOTHING: Self = Self { gone: 0, more: None };
+}
+
+/// What a slice of erasing conversations did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweptConversations {
+    /// How many runs and conversations are gone.
+    pub gone: u64,
+    /// The runs among them, in any order.
+    pub runs: Vec<RunId>,
+    /// Whether there is more to do for now.
+    pub more: bool,
+}
+
+impl SweptConversations {
+    /// Nothing was there to do.
+    pub const NOTHING: Self = Self { gone: 0, runs: Vec::new(), more: false };
+}
+
+/// What a slice of erasing the runs below another one did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Below {
+    /// These are gone, in any order.
+    pub erased: Vec<RunId>,
+    /// This one has not ended, so nothing was erased.
+    pub alive: Option<RunId>,
+    /// Whether there may be more of them.
+    pub more: bool,
+}
+
+impl Below {
+    pub(super) const fn alive(run_id: RunId) -> Self {
+        Self { erased: Vec::new(), alive: Some(run_id), more: false }
+    }
+
+    /// These, of so many that were found where no more than `room` were looked for. Somebody else may
+    /// have been quicker.
+    pub(super) fn erased(erased: Vec<RunId>, found: usize, room: usize) -> Self {
+        let more = found >= room || erased.len() < found;
+        Self { erased, alive: None, more }
+    }
 }
 
 /// What a slice of deltas did.

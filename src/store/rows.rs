@@ -44,6 +44,7 @@ pub(super) struct RunFields {
     status_message: Option<String>,
     conversation_id: Option<Uuid>,
     parent_run_id: Option<Uuid>,
+    root_run_id: Option<Uuid>,
     forked_from_run_id: Option<Uuid>,
     end_user_id: Option<String>,
     history_of: Option<Uuid>,
@@ -96,6 +97,7 @@ impl RunFields {
             status_message: self.status_message,
             conversation_id: self.conversation_id.map(ConversationId::from_uuid),
             parent_run_id: self.parent_run_id.map(RunId::from_uuid),
+            root_run_id: self.root_run_id.map(RunId::from_uuid),
             forked_from_run_id: self.forked_from_run_id.map(RunId::from_uuid),
             end_user_id: self.end_user_id,
             past: self.history_of.zip(self.history_length).map(|(id, messages)| Past {

@@ -69,9 +69,7 @@ pub struct EventStream {
 impl EventStream {
     /// The answer whose body is the stream.
     pub fn response(self) -> Response {
-        let mut response = stream_of(Body::from_stream(self.chunks()));
-        response.extensions_mut().insert(IsStream);
-        response
+        stream_of(Body::from_stream(self.chunks()))
     }
 
     fn chunks(mut self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
@@ -188,6 +186,7 @@ pub fn stream_of(body: Body) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.extensions_mut().insert(IsStream);
     response
 }
 

@@ -173,7 +173,7 @@ impl Store for Down {
     async fn to_be_cancelled(&self, _: i64) -> Result<Vec<(WorkspaceId, RunId)>> {
         down()
     }
-    async fn sweep_conversations(&self, _: ConversationSweep) -> Result<Swept<()>> {
+    async fn sweep_conversations(&self, _: ConversationSweep) -> Result<SweptConversations> {
         down()
     }
     async fn register_node(&self, _: NodeId, _: Timestamp) -> Result<()> {
@@ -213,6 +213,9 @@ impl Store for Down {
         down()
     }
     async fn rouse_parents(&self, _: Timestamp, _: i64) -> Result<Roused> {
+        down()
+    }
+    async fn erase_below(&self, _: WorkspaceId, _: RunId, _: Timestamp) -> Result<Below> {
         down()
     }
     async fn release(

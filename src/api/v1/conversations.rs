@@ -280,7 +280,7 @@ pub async fn keep_conversation(
 
 /// Delete a conversation
 ///
-/// Erases it with its messages and runs, for good. While a run is under way or waits it gets 409
+/// Erases it with its messages and runs, and the runs that these called, for good. While a run is under way or waits it gets 409
 /// `conversation_busy`: cancel that run first, or wait for it.
 #[utoipa::path(delete, path = "/v1/conversations/{conversation_id}", operation_id = "delete_conversation", tag = "conversations",
     params(("conversation_id" = ConversationId, Path, description = "The conversation.")),

@@ -230,8 +230,9 @@ pub async fn cancel_run(
 
 /// Delete a run
 ///
-/// Erases an ended run with its input, result, events and steps, for good. A run that has not ended
-/// gets 409 `run_active`: cancel it first. Call this to erase a run early: some time after their end
+/// Erases an ended run with its input, result, events and steps, for good, and with it the runs that it
+/// called (`parent_run_id`), and those that they called. While it or one of them has not ended it gets 409
+/// `run_active`, and `details` name that run: cancel it first. Call this to erase a run early: some time after their end
 /// (30 days, unless the server's operator says otherwise) runs are deleted anyway.
 #[utoipa::path(delete, path = "/v1/runs/{run_id}", operation_id = "delete_run", tag = "runs",
     params(("run_id" = RunId, Path, description = "The run.")),

@@ -57,16 +57,6 @@ pub struct OpenAction {
     pub action: RequiredAction,
     /// Since when.
     pub created_at: Timestamp,
-    /// Whether it is of a child run, which is asked for it too: lists over all runs show it once.
-    pub of_child: bool,
-}
-
-impl OpenAction {
-    /// The number that the database keeps for what is asked for: above 10 for a child's.
-    pub const fn code(&self) -> i16 {
-        let code = self.action.action_type.code();
-        if self.of_child { code + 10 } else { code }
-    }
 }
 
 /// Lists of approvals have no other type.

@@ -90,12 +90,18 @@ pub struct ClientTool {
     pub approval_timeout_seconds: u32,
 }
 
-/// The tools of an MCP server, over streamable HTTP.
+/// The tools of an MCP server, over streamable HTTP (the older HTTP+SSE transport is not spoken).
 ///
 /// The server is asked for them before a run's first step, and what it says is remembered for ten
 /// minutes. The model gets each as `{name}__{tool}`; where that is longer than 64 characters or has
-/// others than letters, digits, `_` and `-`, it is made to fit and ends in 8 digits of a hash. A
-/// server that cannot be asked for 30 s ends the run `failed` with `error.code` `tool_error`.
+/// others than letters, digits, `_` and `-`, it is made to fit and ends in 8 digits of a hash. A run does
+/// not go on without tools that it was given: a server that cannot be asked for 30 s ends it `failed`
+/// with `error.code` `tool_error`, one that refuses (401, 404, no MCP) at once; `error.message` says what
+/// to change. One that was known and is silent now keeps the tools that it had.
+///
+/// A run has one session with each server, from its first call until it ends or parks: what the server
+/// keeps in it (a browser, a shell) is there in the next step. After a park, a restart of this server
+/// or five minutes without a call, the next call begins a new session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct McpTool {
@@ -118,14 +124,15 @@ pub struct McpTool {
     #[schema(max_items = 128)]
     pub allowed_tools: Option<Vec<String>>,
     /// What a call of any of them does to the world, and so whether it may be repeated; what the server
-    /// claims of its tools is not relied on. For tools of different effects, name the server twice,
+    /// claims of its tools (`readOnlyHint`, `idempotentHint`) is not relied on. For tools of different effects, name the server twice,
     /// with different `allowed_tools`.
     #[serde(default)]
     pub effect: Effect,
     /// Whether somebody must agree before each call.
     #[serde(default)]
     pub requires_approval: bool,
-    /// Seconds after which one attempt has failed: 1–600.
+    /// Seconds after which one attempt has failed: 1–600. What the server tells of its progress does not
+    /// prolong it.
     #[serde(default = "default_timeout")]
     pub timeout_seconds: u32,
     /// Seconds after which an approval that nobody decided counts as denied: 1–2592000.

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::domain::answer::{self, Refusal, Report, Verdict};
 use crate::domain::event::Event;
 use crate::domain::fold::{CallState, Folded};
-use crate::domain::ids::CallId;
+use crate::domain::ids::{CallId, RunId};
 use crate::domain::plan::Plan;
 use crate::domain::run::{ActionType, RunStatus};
 use crate::domain::time::Timestamp;
@@ -66,6 +66,21 @@ pub fn report(clock: &Clock, report: Report) -> GuestDecide {
     Arc::new(move |locked| {
         let now = clock.now();
         taken(locked, now, |folded| answer::report(folded, &report, now))
+    })
+}
+
+/// The decision for a parked run when one of its children is known to wait for nobody any more.
+pub fn child_goes_on(clock: &Clock, child: RunId) -> GuestDecide {
+    let clock = clock.clone();
+    Arc::new(move |locked| {
+        let now = clock.now();
+        let mut folded = super::fold(locked)?;
+        let waits_for_it = folded.status == RunStatus::RequiresAction
+            && folded.live_children().any(|(_, live)| live.run_id == child);
+        if !waits_for_it {
+            return Ok(GuestDecision::Nothing);
+        }
+        super::append(locked, &mut folded, &[write::resumed()], |folded| owner(folded, now), now)
     })
 }
 

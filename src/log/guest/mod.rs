@@ -8,6 +8,7 @@
 //! - [`answers`]: tools that answered for a driver which has lost its run; people who decide about calls
 //!   or say what came of them.
 //! - [`mod@steer`]: people who tell a run something while it goes on.
+//! - [`child_goes_on`]: a parent waits for people no more.
 
 pub mod answers;
 mod cancel;
@@ -23,7 +24,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::write;
 use crate::store::{GuestDecide, GuestDecision, Locked, Owner, RunUpdate, Said};
 
-pub use answers::{CallAnswer, answer, decide, report};
+pub use answers::{CallAnswer, answer, child_goes_on, decide, report};
 pub use cancel::cancel;
 pub use steer::steer;
 
@@ -54,8 +55,13 @@ fn append(
     // Whoever waits for the run to ask for something learns what it asks for now.
     let asks = folded.open_actions(run_id).iter().any(|action| !before.contains(action));
     if folded.status == RunStatus::RequiresAction && asks {
-        let parked = write::parked(folded, run_id);
-        push(folded, seq + 1, &parked)?;
+        let again = if folded.children_actions.is_empty() {
+            write::parked(folded, run_id)
+        } else {
+            // What its children wait for is not known here: its driver says it when it parks again.
+            write::resumed()
+        };
+        push(folded, seq + 1, &again)?;
     }
     let said = Said { run_id, events, at: now };
     let update = RunUpdate::since(&before, folded, said, owner(folded));

@@ -17,7 +17,7 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ use super::handover::{Slot, Streamed};
 use super::patience::{Limits, OpenRequest, Patient, Phase, Requests};
 use super::places::Place;
 use super::stream::{self, End, Stream};
+use super::uptake::{Counted, Executor};
 
 /// How long a client may take to send its request's head.
 const HEAD: Duration = Duration::from_secs(10);
@@ -60,19 +61,19 @@ pub(super) struct Client {
 /// How each of the two protocols is spoken.
 pub(super) struct Protocols {
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<Executor>,
 }
 
 impl Protocols {
-    /// With our bounds.
-    pub(super) fn new() -> Self {
+    /// With our bounds, and the patience for a client that takes nothing.
+    pub(super) fn new(stall: Duration) -> Self {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
             // It runs through the silence before a head, too; a head alone is `Patient`'s affair.
             .header_read_timeout(IDLE)
             .max_buf_size(MAX_HEAD_BYTES);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let mut http2 = http2::Builder::new(Executor::new(stall));
         http2.timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
         Self { http1, http2 }
     }
@@ -213,9 +214,9 @@ async fn say_goodbye(mut socket: Socket) {
     let _ = Box::pin(tokio::time::timeout(LINGER, close)).await;
 }
 
-/// HTTP/2: all of it is hyper's.
+/// HTTP/2: all of it is hyper's, but for the patience with clients that take nothing.
 async fn many_at_a_time(
-    http2: &http2::Builder<TokioExecutor>,
+    http2: &http2::Builder<Executor>,
     socket: Socket,
     router: Router,
     phase: Phase,
@@ -227,7 +228,10 @@ async fn many_at_a_time(
         // Many requests at a time, and heads that are frames: the socket must not wait for a head.
         phase.busy();
         let (router, answered) = (router.clone(), Answered::AmongOthers(begun.begin()));
-        async move { Ok::<_, Infallible>(answer(router, request.map(Body::new), answered).await) }
+        async move {
+            let answer = answer(router, request.map(Body::new), answered).await;
+            Ok::<_, Infallible>(answer.map(Counted::new))
+        }
     });
     let mut connection = pin!(http2.serve_connection(TokioIo::new(socket), service));
     let ended = tokio::select! {

@@ -37,7 +37,7 @@ async fn pair(router: Router) -> (TcpStream, JoinHandle<()>, Tasks) {
     let place = Places::new(1, 1).take(address.ip()).unwrap();
     let client_of_ours = Client { socket, stall: SOON, place };
     let tasks = Tasks::new();
-    let serving = connection(Protocols::new().into(), client_of_ours, router, tasks.token());
+    let serving = connection(Protocols::new(SOON).into(), client_of_ours, router, tasks.token());
     let serving = tasks.spawn(serving);
     (client, serving, tasks)
 }
@@ -220,7 +220,7 @@ async fn a_connection_is_small() {
     let place = Places::new(1, 1).take(address.ip()).unwrap();
     let client = Client { socket, stall: SOON, place };
     let stop = CancellationToken::new();
-    let future = connection(Protocols::new().into(), client, router(), stop);
+    let future = connection(Protocols::new(SOON).into(), client, router(), stop);
     let size = size_of_val(&future);
     assert!(size <= 1024, "{size} bytes");
 }

@@ -1,5 +1,6 @@
 //! What somebody must answer: a run's open actions, replaced whole whenever they change, and the list
-//! of those that are approvals.
+//! of those that are approvals. An action is a row of its run and of each run above it, all written by
+//! its own run: those have a `kind` above 10, so that lists over all runs show it once.
 
 use sqlx::FromRow as _;
 use sqlx::types::Uuid;
@@ -13,23 +14,68 @@ use crate::store::rows::{self, ApprovalFields};
 use super::connections::Lease;
 use super::{PostgresStore, failure};
 
-/// By the primary key of `actions`.
+/// What these runs had open, for them and for the runs above them. By the primary keys of `runs` and
+/// `actions` (why not `=`: see `statements.rs`; the limits keep plans from turning the joins round). A
+/// family has five generations, so it ends soon, and a step has 128 calls.
 const CLEAR: &str = "\
-delete from actions
-where run_id = any($1)";
+with recursive gone (run_id, call_id, above) as (
+    select v.run_id, a.call_id, r.parent_run_id
+    from unnest($1::uuid[]) v (run_id)
+    cross join lateral (
+        select a.call_id
+        from actions a
+        where a.run_id = v.run_id
+        and a.kind < 10
+        limit 128
+    ) a
+    cross join lateral (
+        select r.parent_run_id
+        from runs r
+        where r.run_id = v.run_id
+        limit 1
+    ) r
+    union all
+    select r.run_id, g.call_id, r.parent_run_id
+    from gone g
+    cross join lateral (
+        select r.run_id, r.parent_run_id
+        from runs r
+        where r.run_id = g.above
+        limit 1
+    ) r
+)
+delete from actions a
+using gone g
+where (a.run_id, a.call_id) >= (g.run_id, g.call_id)
+and (a.run_id, a.call_id) <= (g.run_id, g.call_id)";
 
 /// By the primary key of `runs`.
 const OPEN: &str = "\
+with recursive open (run_id, call_id, workspace_id, kind, created_at, data, above) as (
+    select v.run_id, v.call_id, r.workspace_id, v.kind, v.created_at, v.data, r.parent_run_id
+    from unnest($1::uuid[], $2::uuid[], $3::smallint[], $4::bigint[], $5::text[])
+        v (run_id, call_id, kind, created_at, data)
+    cross join lateral (
+        select r.workspace_id, r.parent_run_id
+        from runs r
+        where r.run_id = v.run_id
+        limit 1
+    ) r
+    union all
+    select r.run_id, o.call_id, r.workspace_id,
+        case when o.kind < 10 then o.kind + 10::smallint else o.kind end,
+        o.created_at, o.data, r.parent_run_id
+    from open o
+    cross join lateral (
+        select r.run_id, r.workspace_id, r.parent_run_id
+        from runs r
+        where r.run_id = o.above
+        limit 1
+    ) r
+)
 insert into actions (run_id, call_id, workspace_id, kind, created_at, data)
-select v.run_id, v.call_id, r.workspace_id, v.kind, v.created_at, v.data
-from unnest($1::uuid[], $2::uuid[], $3::smallint[], $4::bigint[], $5::text[])
-    v (run_id, call_id, kind, created_at, data)
-cross join lateral (
-    select r.workspace_id
-    from runs r
-    where r.run_id = v.run_id
-    limit 1
-) r";
+select o.run_id, o.call_id, o.workspace_id, o.kind, o.created_at, o.data
+from open o";
 
 /// By `actions_by_kind`, and each run by its primary key (`is not distinct from` keeps other indexes out
 /// of it). A run that has ended has no open action; that is asked all the same, for a server of an older
@@ -92,7 +138,7 @@ impl Changes {
             self.open.push(Open {
                 run_id,
                 call_id: open.action.call_id.uuid(),
-                kind: open.code(),
+                kind: open.action.action_type.code(),
                 created_at: open.created_at.millis(),
                 data: rows::action_text(&open.action)?,
             });

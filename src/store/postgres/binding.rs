@@ -7,6 +7,7 @@ use crate::domain::event::Entry;
 use crate::domain::ids::{ConversationId, NodeId, RunId};
 use crate::domain::money::Usd;
 use crate::domain::time::Timestamp;
+use crate::store::batch::family_rooms;
 use crate::store::{Append, Batch, NewKey, NewRun, Owner, Result, RunUpdate, rows};
 
 use super::connections::Statement;
@@ -146,6 +147,13 @@ pub(super) fn creates<'q>(statement: Statement<'q>, creates: &[&NewRun]) -> Resu
         .bind(column(&labels, |(_, key, _)| *key))
         .bind(column(&labels, |(_, _, value)| *value))
         .bind(column(&labels, |(c, _, _)| c.row.run_id.uuid())))
+}
+
+/// The last two: the families of the creations, and how many runs those may have already.
+pub(super) fn families<'q>(statement: Statement<'q>, creates: &[&NewRun]) -> Statement<'q> {
+    statement
+        .bind(column(creates, |c| c.row.root_run_id.map(RunId::uuid)))
+        .bind(family_rooms(creates.iter().copied()))
 }
 
 /// $66–$71: keys, null where a creation has none, and the creations' order.

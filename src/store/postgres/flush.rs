@@ -8,6 +8,7 @@ use sqlx::types::Uuid;
 
 use crate::domain::event::Entry;
 use crate::domain::ids::{ConversationId, NodeId};
+use crate::domain::limits;
 use crate::store::turns::{self, Changes, Placed};
 use crate::store::{
     Append, AppendOutcome, Batch, BatchOutcome, CreateOutcome, Entrance, KeyRow, NewRun, Result,
@@ -89,6 +90,16 @@ cross join lateral (
     and i.key = v.key
     limit 1
 ) i";
+
+/// By `runs_by_root`: which of these families have so many runs below their top.
+const FULL: &str = "\
+select v.root_run_id
+from unnest($1::uuid[]) v (root_run_id)
+where $2 <= (
+    select count(*)
+    from runs r
+    where r.root_run_id = v.root_run_id
+)";
 
 /// By the primary key of `flushes`: the lane's oldest numbers, as far as they are old enough.
 const TRIM: &str = "\
@@ -306,7 +317,8 @@ fn create(batch: &Batch, creates: &[&NewRun], appends: &[&Append]) -> Result<Sta
     let sql = if keyed { statements::KEYED_CREATES } else { statements::CREATES_AND_APPENDS };
     let statement = binding::appends(binding::flush(sqlx::query(sql), batch), appends);
     let statement = binding::creates(statement, creates)?;
-    Ok(if keyed { binding::keys(statement, creates) } else { statement })
+    let statement = if keyed { binding::keys(statement, creates) } else { statement };
+    Ok(binding::families(statement, creates))
 }
 
 /// What writes a batch: one statement, or two where creations and appends cannot share one.
@@ -436,16 +448,38 @@ async fn outcome(
     if batch.creates.iter().any(|create| create.key.is_some() && !is_created(create)) {
         taken = bound_keys(lease, batch).await?;
     }
+    let full = full_families(lease, batch, is_created).await?;
     let creates = (0_i32..)
         .zip(&batch.creates)
         .map(|(ord, create)| {
             if is_created(create) {
                 return created(create);
             }
+            if create.row.root_run_id.is_some_and(|root| full.contains(&root.uuid())) {
+                return CreateOutcome::FamilyFull;
+            }
             taken.remove(&ord).map_or(CreateOutcome::AgentMoved, CreateOutcome::KeyTaken)
         })
         .collect();
     Ok(BatchOutcome { creates, appends, promoted: false })
+}
+
+/// The families that have no room, among those of runs that were not created.
+async fn full_families(
+    lease: &mut Lease<'_>,
+    batch: &Batch,
+    is_created: impl Fn(&NewRun) -> bool,
+) -> Result<HashSet<Uuid>> {
+    let missing = batch.creates.iter().filter(|create| !is_created(create));
+    let roots: HashSet<Uuid> =
+        missing.filter_map(|create| Some(create.row.root_run_id?.uuid())).collect();
+    if roots.is_empty() {
+        return Ok(HashSet::new());
+    }
+    // The one at the top is not counted.
+    let full = i64::try_from(limits::MAX_FAMILY.saturating_sub(1)).unwrap_or(i64::MAX);
+    let query = sqlx::query(FULL).bind(roots.into_iter().collect::<Vec<_>>()).bind(full);
+    ids(lease, query).await.map_err(failure::of_read)
 }
 
 /// The rows of the batch's keys that are bound, by the creation's place in the batch.

@@ -54,10 +54,10 @@ use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
-    Batch, BatchOutcome, Claim, ConversationOutcome, ConversationSweep, ConversationWrite,
+    Batch, BatchOutcome, Below, Claim, ConversationOutcome, ConversationSweep, ConversationWrite,
     Driveable, Ear, FindTurn, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow, KeySweep, LogRange,
     MessageRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord, RunSweep,
-    Store, StoreError, Swept, SweptDeltas, Transfer, TurnPlace, Written,
+    Store, StoreError, Swept, SweptConversations, SweptDeltas, Transfer, TurnPlace, Written,
 };
 use connections::{Backend, Connections};
 use flush::FlushId;
@@ -65,7 +65,7 @@ use flush::FlushId;
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The schema that this version writes.
-const SCHEMA_VERSION: i32 = 5;
+const SCHEMA_VERSION: i32 = 6;
 
 /// How long a flush may take; longer than the server's own limit for a statement.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(6);
@@ -370,7 +370,7 @@ impl Store for PostgresStore {
         self.to_be_cancelled_rows(limit).await
     }
 
-    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<Swept<()>> {
+    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<SweptConversations> {
         self.sweep_conversation_rows(sweep).await
     }
 
@@ -424,6 +424,15 @@ impl Store for PostgresStore {
 
     async fn rouse_parents(&self, now: Timestamp, limit: i64) -> Result<Roused> {
         self.rouse_parent_rows(now, limit).await
+    }
+
+    async fn erase_below(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        at: Timestamp,
+    ) -> Result<Below> {
+        self.erase_below_rows(workspace_id, run_id, at).await
     }
 
     async fn release(

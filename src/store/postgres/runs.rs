@@ -22,7 +22,8 @@ r.run_id, r.workspace_id, r.agent_id, r.agent_version, r.status, r.node_id, r.re
     r.due_at, r.crashes, r.fact_seq, r.steps_completed, r.input_tokens, r.cached_input_tokens,
     r.output_tokens, r.reasoning_tokens, r.cost_micros, r.children_cost_micros, r.status_message,
     r.conversation_id, r.parent_run_id, r.forked_from_run_id, r.end_user_id, r.history_of,
-    r.history_length, r.cost_ceiling_micros, r.created_at, r.started_at, r.completed_at, b.model, b.config, b.max_steps, b.estimated_cost_micros, b.metadata"
+    r.history_length, r.cost_ceiling_micros, r.root_run_id, r.created_at, r.started_at,
+    r.completed_at, b.model, b.config, b.max_steps, b.estimated_cost_micros, b.metadata"
     };
 }
 pub(super) use run_columns;

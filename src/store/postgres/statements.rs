@@ -11,7 +11,8 @@
 //! - `(… in (select …)) is true` is a hashed look-up. A bare `in` would become a join, and with hash
 //!   and merge joins off (see `settings.rs`) that is quadratic.
 //!
-//! Parameters: $1–$4 the flush, $5–$28 appends, from $29 on creations.
+//! Parameters: $1–$4 the flush, $5–$28 appends, from $29 on creations (the last two are of
+//! families, and keys come before them).
 
 macro_rules! numbered {
     () => {
@@ -116,7 +117,8 @@ facts as (
 }
 
 /// What was asked for, as far as the agent (by its primary key) still is as the caller saw it. A fork is
-/// of the version of what it was forked from, which need not be the current one.
+/// of the version of what it was forked from, which need not be the current one. A run that another one
+/// called finds room in its family, which is counted by `runs_by_root`.
 macro_rules! passing {
     ($more:literal, $columns:literal) => {
         concat!(
@@ -148,6 +150,11 @@ macro_rules! passing {
         limit 1
     ) a
     where exists (select 1 from numbered)
+    and (v.root_run_id is null or v.room >= (
+        select count(*)
+        from runs r
+        where r.root_run_id = v.root_run_id
+    ))
 ), "
         )
     };
@@ -194,12 +201,13 @@ new_runs as (
     insert into runs (run_id, workspace_id, agent_id, agent_version, status, node_id, rev, epoch,
         due_at, crashes, fact_seq, steps_completed, input_tokens, cached_input_tokens,
         output_tokens, reasoning_tokens, cost_micros, status_message, conversation_id,
-        parent_run_id, forked_from_run_id, end_user_id, created_at, started_at, completed_at)
+        parent_run_id, forked_from_run_id, end_user_id, created_at, started_at, completed_at,
+        root_run_id)
     select v.run_id, v.workspace_id, v.agent_id, v.agent_version, v.status, v.node_id, v.rev,
         v.epoch, v.due_at, v.crashes, v.fact_seq, v.steps_completed, v.input_tokens,
         v.cached_input_tokens, v.output_tokens, v.reasoning_tokens, v.cost_micros,
         v.status_message, v.conversation_id, v.parent_run_id, v.forked_from_run_id, v.end_user_id,
-        v.created_at, v.started_at, v.completed_at
+        v.created_at, v.started_at, v.completed_at, v.root_run_id
     from ",
             $new,
             " v
@@ -251,7 +259,7 @@ pub(super) const CREATES_AND_APPENDS: &str = concat!(
     numbered!(),
     held!("no key update"),
     appended!(),
-    passing!("", ""),
+    passing!(", $66::uuid[], $67::bigint[]", ", root_run_id, room"),
     created!("passing"),
     "\
 select held.run_id from held
@@ -266,8 +274,9 @@ pub(super) const KEYED_CREATES: &str = concat!(
     held!("no key update"),
     appended!(),
     passing!(
-        ", $66::text[], $67::text[], $68::bytea[], $69::text[], $70::bigint[], $71::int[]",
-        ", scope, key, fingerprint, resource, key_created_at, ord"
+        ", $66::text[], $67::text[], $68::bytea[], $69::text[], $70::bigint[], $71::int[], $72::uuid[], \
+         $73::bigint[]",
+        ", scope, key, fingerprint, resource, key_created_at, ord, root_run_id, room"
     ),
     bound!(),
     created!("new"),

@@ -1,5 +1,6 @@
 //! What somebody must answer: a run's open actions, replaced whole whenever they change, and the list
-//! of those that are approvals.
+//! of those that are approvals. An action is a row of its run and of each run above it, all written by
+//! its own run: those have a `kind` above 10, so that lists over all runs show it once.
 
 use sqlx::{FromRow as _, SqliteConnection};
 
@@ -13,23 +14,47 @@ use super::failure;
 use super::readers::Readers;
 use super::table::Table;
 
-/// By the primary keys of `runs` and `actions`.
+/// What these runs had open, for them and for the runs above them. By the primary keys and the unique
+/// index of `runs`; a family has five generations, so it ends soon.
 const CLEAR: &str = "\
-delete from actions
-where run_id in (
-    select r.run_id
+with recursive gone (run_id, call_id, above) as (
+    select a.run_id, a.call_id, r.parent_run_id
     from jsonb_each(?1) v
     cross join runs r
     on r.run_no = v.value ->> 0
+    cross join actions a
+    on a.run_id = r.run_id
+    and a.kind < 10
+    union all
+    select r.run_id, g.call_id, r.parent_run_id
+    from gone g
+    cross join runs r
+    on r.run_id = g.above
+)
+delete from actions
+where (run_id, call_id) in (
+    select g.run_id, g.call_id
+    from gone g
 )";
 
-/// By the primary key of `runs`.
+/// By the primary key and the unique index of `runs`.
 const OPEN: &str = "\
+with recursive open (run_id, call_id, workspace_id, kind, created_at, data, above) as (
+    select r.run_id, unhex(v.value ->> 1), r.workspace_id, v.value ->> 2, v.value ->> 3,
+        v.value ->> 4, r.parent_run_id
+    from jsonb_each(?1) v
+    cross join runs r
+    on r.run_no = v.value ->> 0
+    union all
+    select r.run_id, o.call_id, r.workspace_id, iif(o.kind < 10, o.kind + 10, o.kind),
+        o.created_at, o.data, r.parent_run_id
+    from open o
+    cross join runs r
+    on r.run_id = o.above
+)
 insert into actions (run_id, call_id, workspace_id, kind, created_at, data)
-select r.run_id, unhex(v.value ->> 1), r.workspace_id, v.value ->> 2, v.value ->> 3, v.value ->> 4
-from jsonb_each(?1) v
-cross join runs r
-on r.run_no = v.value ->> 0";
+select o.run_id, o.call_id, o.workspace_id, o.kind, o.created_at, o.data
+from open o";
 
 /// By `actions_by_kind`, and each run by its unique index. A run that has ended has no open action; that
 /// is asked all the same, for a server of an older version knows nothing of them.
@@ -82,7 +107,7 @@ impl Changes {
                 .row()
                 .int(run_no)
                 .uuid(open.action.call_id.uuid())
-                .int(open.code())
+                .int(open.action.action_type.code())
                 .int(open.created_at.millis())
                 .text(&rows::action_text(&open.action)?);
         }

@@ -13,12 +13,12 @@ const INSERT_RUNS: &str = "\
 insert into runs (run_no, run_id, workspace_id, agent_id, agent_version, status, node_id, rev,
     epoch, due_at, crashes, fact_seq, steps_completed, input_tokens, cached_input_tokens,
     output_tokens, reasoning_tokens, cost_micros, status_message, conversation_id, parent_run_id,
-    forked_from_run_id, end_user_id, created_at, started_at, completed_at)
+    forked_from_run_id, end_user_id, created_at, started_at, completed_at, root_run_id)
 select value ->> 0, unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4, value ->> 5,
     unhex(value ->> 6), value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11,
     value ->> 12, value ->> 13, value ->> 14, value ->> 15, value ->> 16, value ->> 17,
     value ->> 18, unhex(value ->> 19), unhex(value ->> 20), unhex(value ->> 21), value ->> 22,
-    value ->> 23, value ->> 24, value ->> 25
+    value ->> 23, value ->> 24, value ->> 25, unhex(value ->> 26)
 from jsonb_each(?1)";
 
 const INSERT_BODIES: &str = "\
@@ -82,7 +82,8 @@ impl Creates {
             .maybe_text(row.end_user_id.as_deref())
             .int(row.created_at.millis())
             .maybe_int(row.started_at.map(Timestamp::millis))
-            .maybe_int(row.completed_at.map(Timestamp::millis));
+            .maybe_int(row.completed_at.map(Timestamp::millis))
+            .maybe_uuid(row.root_run_id.map(|id| id.uuid()));
         self.bodies
             .row()
             .uuid(row.run_id.uuid())

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::domain::ids::RunId;
+use crate::store::batch::family_rooms;
 use crate::store::turns::{self as store_turns, Changes, Placed};
 use crate::store::{
     AppendOutcome, Batch, BatchOutcome, CreateOutcome, Entrance, IdempotencyKey, KeyRow, NewRun,
@@ -47,6 +48,15 @@ and r.node_id = ?4
 union all
 select 4, 0, max(run_no), null, null
 from runs";
+
+/// By `runs_by_root`: how many runs there are below each of these.
+const FAMILIES: &str = "\
+select unhex(v.value ->> 0) as root_run_id, (
+    select count(*)
+    from runs r
+    where r.root_run_id = unhex(v.value ->> 0)
+) as runs
+from jsonb_each(?1) v";
 
 /// By the unique indexes of `runs`, `run_facts` and `run_deltas`: which of these runs are there, and
 /// which of these events.
@@ -115,6 +125,7 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
         .into_iter()
         .collect();
     let known = look(connection, batch, &agents).await?;
+    let families = families(connection, batch).await?;
     let mut turns = turns::look(connection, &store_turns::touched(batch)).await?;
     let (mut changes, mut pasts) = (Changes::default(), Vec::new());
     let mut current = HashMap::new();
@@ -130,7 +141,7 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
     let mut bound: HashMap<&IdempotencyKey, KeyRow> = HashMap::new();
     let mut new: HashMap<RunId, (i64, &NewRun)> = HashMap::new();
     let mut run_no = known.last_run_no;
-    for (place, create) in (0..).zip(&batch.creates) {
+    for ((place, create), room) in (0..).zip(&batch.creates).zip(family_rooms(&batch.creates)) {
         let taken = known.keys.get(&place).or_else(|| {
             // Two with one key in one batch: the first one has it. Whoever compares fingerprints
             // learns whether it was the same request.
@@ -139,6 +150,11 @@ async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Batch
         });
         if let Some(row) = taken {
             outcome.creates.push(CreateOutcome::KeyTaken(row.clone()));
+            continue;
+        }
+        let there = create.row.root_run_id.and_then(|root| families.get(&root)).copied();
+        if room.is_some_and(|room| there.unwrap_or(0) > room) {
+            outcome.creates.push(CreateOutcome::FamilyFull);
             continue;
         }
         let admission = match turns.admit(create, batch.at) {
@@ -244,6 +260,27 @@ async fn look(
     Ok(known)
 }
 
+/// How many runs there are below the tops of the families that get more.
+async fn families(connection: &mut SqliteConnection, batch: &Batch) -> Result<HashMap<RunId, i64>> {
+    let roots: BTreeSet<_> = batch.creates.iter().filter_map(|new| new.row.root_run_id).collect();
+    if roots.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut wanted = Table::new();
+    for root in roots {
+        wanted.row().uuid(root.uuid());
+    }
+    let query = sqlx::query(FAMILIES).bind(wanted.json());
+    let rows = query.fetch_all(connection).await.map_err(failure::of)?;
+    let read = |row| {
+        let root: sqlx::types::Uuid =
+            sqlx::Row::try_get(row, "root_run_id").map_err(failure::of)?;
+        let runs = sqlx::Row::try_get(row, "runs").map_err(failure::of)?;
+        Ok((RunId::from_uuid(root), runs))
+    };
+    rows.iter().map(read).collect()
+}
+
 /// The keys of the creations, each in its place.
 fn keys(batch: &Batch) -> Table {
     let mut keys = Table::new();
@@ -325,4 +362,4 @@ async fn read_back(
 
 /// For `plans.rs`.
 #[cfg(test)]
-pub(super) const STATEMENTS: &[&str] = &[LOOK, READ_BACK];
+pub(super) const STATEMENTS: &[&str] = &[LOOK, FAMILIES, READ_BACK];

@@ -7,6 +7,7 @@ use sqlx::types::Uuid;
 use sqlx::{FromRow as _, Row as _, SqliteConnection};
 
 use crate::domain::event::Entry;
+use crate::domain::ids::{RunId, WorkspaceId};
 use crate::domain::time::Timestamp;
 use crate::store::rows::{self, RunFields};
 use crate::store::turns::Changes;
@@ -167,6 +168,11 @@ impl Erased {
             workspace_id: row.try_get("workspace_id").map_err(failure::of)?,
             labels: metadata.as_deref().map(rows::read_metadata).transpose()?.unwrap_or_default(),
         })
+    }
+
+    /// Which run it is.
+    pub(super) const fn place(&self) -> (WorkspaceId, RunId) {
+        (WorkspaceId(self.workspace_id), RunId::from_uuid(self.run_id))
     }
 }
 

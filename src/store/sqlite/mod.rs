@@ -62,10 +62,10 @@ use crate::domain::run::OpenApproval;
 use crate::domain::time::Timestamp;
 
 use super::{
-    Batch, BatchOutcome, Claim, ConversationOutcome, ConversationSweep, ConversationWrite,
+    Batch, BatchOutcome, Below, Claim, ConversationOutcome, ConversationSweep, ConversationWrite,
     Driveable, Ear, FindTurn, GuestOutcome, GuestWrite, IdempotencyKey, KeyRow, KeySweep, LogRange,
     MessageRange, Neighbour, NewKey, NodeBeat, Result, Roused, RunFilter, RunRecord, RunSweep,
-    Store, StoreError, Swept, SweptDeltas, Transfer, TurnPlace, Written,
+    Store, StoreError, Swept, SweptConversations, SweptDeltas, Transfer, TurnPlace, Written,
 };
 use checkpoint::Checkpoints;
 use connect::Lock;
@@ -388,8 +388,8 @@ impl Store for SqliteStore {
         turns::to_be_cancelled(&self.readers, limit).await
     }
 
-    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<Swept<()>> {
-        conversations::sweep(&self.readers, &self.writer, sweep).await
+    async fn sweep_conversations(&self, sweep: ConversationSweep) -> Result<SweptConversations> {
+        conversations::erase::sweep(&self.readers, &self.writer, sweep).await
     }
 
     async fn register_node(&self, node_id: NodeId, at: Timestamp) -> Result<()> {
@@ -443,6 +443,15 @@ impl Store for SqliteStore {
 
     async fn rouse_parents(&self, now: Timestamp, limit: i64) -> Result<Roused> {
         families::rouse(&self.readers, &self.writer, now, limit).await
+    }
+
+    async fn erase_below(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        at: Timestamp,
+    ) -> Result<Below> {
+        families::erase(&self.readers, &self.writer, (workspace_id, run_id), at).await
     }
 
     async fn release(

@@ -8,34 +8,40 @@ use super::{
     turns,
 };
 
-const SCHEMA: [&str; 5] = [
+const SCHEMA: [&str; 6] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_retention.sql"),
     include_str!("../../../migrations/sqlite/0003_actions.sql"),
     include_str!("../../../migrations/sqlite/0004_families.sql"),
     include_str!("../../../migrations/sqlite/0005_conversations.sql"),
+    include_str!("../../../migrations/sqlite/0006_roots.sql"),
 ];
 
-/// What may be scanned: parameters and what was found for them, the nodes, of whom there are few, and
-/// signals, which are taken as soon as they are there.
-const SHORT: [&str; 12] = [
+/// What may be scanned: parameters and what was found for them, a run with those above it, the nodes,
+/// of whom there are few, signals, which are taken as soon as they are there, and families (b).
+const SHORT: [&str; 14] = [
     "jsonb_each",
     "json_each",
     "o",
     "v",
+    "g",
     "s",
     "n",
     "nodes",
     "run",
     "e",
     "CONSTANT",
+    "b",
     "3",
     "child_signals",
 ];
 
-/// What may be sorted: runs that are driven or have not ended, and parts of so few rows.
-const SORTED: [&str; 2] =
-    ["runs_owned", "in (select s.value from json_each(?6) s)\nand r.run_id > ?2"];
+/// What may be sorted: runs that are driven or have not ended, families, and parts of so few rows.
+const SORTED: [&str; 3] = [
+    "runs_owned",
+    "with recursive below",
+    "in (select s.value from json_each(?6) s)\nand r.run_id > ?2",
+];
 
 #[tokio::test]
 async fn no_statement_scans_or_sorts_what_grows() {
@@ -47,6 +53,7 @@ async fn no_statement_scans_or_sorts_what_grows() {
     let all = [
         actions::STATEMENTS,
         conversations::STATEMENTS,
+        conversations::erase::STATEMENTS,
         events::STATEMENTS,
         families::STATEMENTS,
         flush::STATEMENTS,

@@ -14,9 +14,11 @@ pub(super) fn outcome(result: CallToolResult) -> Outcome {
         parts.join("\n")
     };
     if result.is_error == Some(true) {
-        let said = text();
-        let said =
-            if said.is_empty() { "The tool failed and did not say why.".to_owned() } else { said };
+        let said = match (text(), result.structured_content) {
+            (said, _) if !said.is_empty() => said,
+            (_, Some(value)) => value.to_string(),
+            (_, None) => "The tool failed and did not say why.".to_owned(),
+        };
         return Outcome::Failed(cut(said));
     }
     match result.structured_content {
@@ -102,6 +104,8 @@ mod tests {
             read(silent),
             Outcome::Failed("The tool failed and did not say why.".to_owned())
         );
+        let structured = json!({"isError": true, "content": [], "structuredContent": {"code": 7}});
+        assert_eq!(read(structured), Outcome::Failed(r#"{"code":7}"#.to_owned()));
         let long =
             json!({"isError": true, "content": [{"type": "text", "text": "é".repeat(200_000)}]});
         let Outcome::Failed(cut) = read(long) else { panic!("an error") };

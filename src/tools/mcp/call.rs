@@ -7,20 +7,21 @@ use rmcp::model::CallToolResult;
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
-use super::session::Session;
-use super::wire::{Connection, Lasts, Trouble};
-use super::{Pinned, Servers, answer};
+use super::trouble::{Lasts, Trouble};
+use super::{Pinned, Servers, Sessions, answer};
+use crate::domain::ids::WorkspaceId;
 use crate::domain::tool::{Discovered, McpTool};
+use crate::egress::Departure;
 use crate::tools::{Outcome, Tool, ToolCall};
 
-/// Bytes that a server may send for a call: pictures are large, and only named.
-const MAX_CALL_BYTES: usize = 8 * 1024 * 1024;
 /// Attempts at a call, if its effect allows for more than one.
 const ATTEMPTS: u32 = 3;
 
 /// A tool of an MCP server.
 pub(super) struct RemoteTool {
     pub servers: Arc<Servers>,
+    /// Those of the run.
+    pub sessions: Arc<Sessions>,
     /// The run's agent, for which the server was asked what it has.
     pub of: Pinned,
     /// What that says of the server.
@@ -31,32 +32,23 @@ pub(super) struct RemoteTool {
 
 #[async_trait]
 impl Tool for RemoteTool {
-    /// One attempt, in a session of its own. That goes on in a task of its own, so that whoever drops
-    /// this is rid of it at once and the server is told all the same.
+    /// One attempt, in the run's session with the server. It goes on in a task of its own, so that
+    /// whoever drops this is rid of it at once and the server is told all the same.
     async fn call(&self, call: ToolCall) -> Outcome {
-        let with = match self.servers.connection(
-            &self.server,
-            call.workspace_id,
-            MAX_CALL_BYTES,
-            call.departure,
-        ) {
-            Ok(with) => with,
-            Err(trouble) => return unmade(trouble, false),
-        };
+        // Greetings come first, and may take long.
+        call.departure.announce();
         let (told, answer) = oneshot::channel();
-        let call = Call {
+        let making = Making {
+            sessions: self.sessions.clone(),
+            server: self.server.clone(),
+            workspace_id: call.workspace_id,
             tool: self.tool.remote_name.clone(),
             arguments: call.arguments.as_object().cloned().unwrap_or_default(),
             key: format!("{}:{}", call.run_id, call.call_id),
+            departure: call.departure,
             told,
         };
-        let stop = self.servers.tasks.token();
-        self.servers.tasks.spawn(async move {
-            tokio::select! {
-                () = make(with, call) => {}
-                () = stop.cancelled() => {}
-            }
-        });
+        self.servers.tasks.spawn(making.make());
         let outcome = match answer.await {
             Ok(Answer::Result(result)) => answer::outcome(result),
             Ok(Answer::Refused { words, unknown_tool }) => {
@@ -66,7 +58,7 @@ impl Tool for RemoteTool {
                 Outcome::Failed(format!("The MCP server refused the call: {words}"))
             }
             Ok(Answer::None { why, left }) => unmade(why, left),
-            // The server stops, or the session took its task down.
+            // The panic hook has logged why.
             Err(_) => Outcome::Unknown("The call was broken off inside the server.".to_owned()),
         };
         self.without_secrets(outcome)
@@ -99,7 +91,7 @@ fn unmade(why: Trouble, left: bool) -> Outcome {
         (false, _, Lasts::UntilWeMayAct) => Outcome::Withheld,
         (false, _, Lasts::NotLong) => Outcome::NotSent(words),
         (false, _, Lasts::On) | (true, true, Lasts::On) => Outcome::Failed(words),
-        (true, true, Lasts::NotLong | Lasts::UntilWeMayAct) => Outcome::Busy(words, None),
+        (true, true, Lasts::NotLong | Lasts::UntilWeMayAct) => Outcome::Busy(words, why.asked),
         (true, false, _) => Outcome::Unknown(words),
     }
 }
@@ -124,39 +116,47 @@ pub(super) enum Answer {
     },
 }
 
-/// A call, and who waits for it.
-struct Call {
+/// A call to be made, and who waits for it.
+struct Making {
+    sessions: Arc<Sessions>,
+    server: McpTool,
+    workspace_id: WorkspaceId,
     tool: String,
     arguments: Map<String, Value>,
     key: String,
+    departure: Arc<Departure>,
     told: oneshot::Sender<Answer>,
 }
 
-/// Makes a call. When nobody waits for it any more, the server is told to stop.
-async fn make(with: Connection, mut call: Call) {
-    let opened = tokio::select! {
-        opened = Session::open(with) => opened,
-        // Nothing has been asked of it yet: closing the connection says it all.
-        () = call.told.closed() => return,
-    };
-    let session = match opened {
-        Ok(session) => session,
-        Err(why) => {
-            let _ = call.told.send(Answer::None { why, left: false });
-            return;
+impl Making {
+    /// Makes the call. When nobody waits for it any more, the server is told to stop. However it goes,
+    /// the session stays: other calls of the run use it, or will.
+    async fn make(mut self) {
+        let found = tokio::select! {
+            found = self.sessions.with(&self.server, self.workspace_id) => found,
+            // Nothing has been asked of the server yet: there is nothing to tell it.
+            () = self.told.closed() => return,
+        };
+        let (session, _in_use) = match found {
+            Ok(found) => found,
+            Err(why) => {
+                let _ = self.told.send(Answer::None { why, left: false });
+                return;
+            }
+        };
+        let asked = session.ask(&self.tool, self.arguments, self.key, self.departure).await;
+        let mut asked = match asked {
+            Ok(asked) => asked,
+            Err(answer) => {
+                let _ = self.told.send(answer);
+                return;
+            }
+        };
+        tokio::select! {
+            answer = asked.answer() => {
+                let _ = self.told.send(answer);
+            }
+            () = self.told.closed() => asked.cancel().await,
         }
-    };
-    let mut asked = match session.ask(&call.tool, call.arguments, call.key).await {
-        Ok(asked) => asked,
-        Err(answer) => {
-            let _ = call.told.send(answer);
-            return session.close().await;
-        }
-    };
-    let answer = tokio::select! {
-        answer = session.answer(&mut asked) => answer,
-        () = call.told.closed() => return session.cancel(asked).await,
-    };
-    let _ = call.told.send(answer);
-    session.close().await;
+    }
 }

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use tokio::time::Instant;
 
-use super::wire::Trouble;
+use super::trouble::Trouble;
 use crate::domain::ids::{AgentId, WorkspaceId};
 use crate::domain::tool::Listing;
 
@@ -18,7 +18,7 @@ const FRESH: Duration = Duration::from_secs(600);
 const FRESH_ENOUGH: Duration = Duration::from_secs(60);
 /// Lists in memory at most: the one that was not needed for the longest time goes first.
 const MAX_LISTS: usize = 1_000;
-/// Bytes of all of them: as many as the largest lists that 64 servers may send.
+/// Bytes of all of them: as many as the largest lists that 16 servers may send.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// What a run is pinned to: what is known is known for an agent's version, since that names the URL

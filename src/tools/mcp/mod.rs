@@ -1,10 +1,12 @@
 //! Tools of MCP servers: which there are, and calling them. The protocol is rmcp's (the official client,
 //! over streamable HTTP); its types stay in this folder, since they change with every major version.
 //!
-//! - [`wire`]: what rmcp sends and receives goes through the gate, within bounds.
-//! - [`session`]: greetings, lists, calls, good-byes. Each list and each call has a session of its own:
-//!   there is nothing to keep, to time out or to find again after a crash, and what one call does to a
-//!   session (or a hostile server with it) no other call sees.
+//! - [`sessions`]: a run has one session with each of its servers, which its calls share, from the first
+//!   call until its driver lets go of it: it ended, parked, is handed over. What a server keeps in it (a
+//!   browser, a shell) lives as long; after a crash there is a new one. A list has a session of its own.
+//! - [`session`]: greetings, lists, calls, good-byes; [`usage`]: sessions that are idle, or too many, are closed.
+//! - [`wire`]: what rmcp sends and receives goes through the gate; [`exchange`] and [`body`]: within bounds,
+//!   which each call has for itself; [`trouble`]: what went wrong, and what to do about it.
 //! - [`known`]: what servers have told of their tools, for ten minutes.
 //! - [`call`]: one attempt at a call, and what is known behind it; [`answer`]: results, as the model
 //!   and the log get them.
@@ -13,7 +15,7 @@
 //! take is made to fit (`domain::tool::Discovered`). `allowed_tools` are names as the server gives them;
 //! one that it does not have is left out, and logged.
 //!
-//! **What is known of a call.** Greetings come first; the call has left when its `Departure` says so.
+//! **What is known of a call.** Greetings may come first; the call has left when its `Departure` says so.
 //! Until then it certainly was not made. Behind it, an error of the protocol and a status that is no
 //! success are known failures; a connection that breaks, a time-out, an answer that makes no sense or has
 //! no end leave the call unknown. What may be repeated follows from the effect that the agent declares
@@ -26,9 +28,14 @@
 //! Not here: OAuth (a header with a secret does), servers on standard input and output, resources, prompts.
 
 mod answer;
+mod body;
 mod call;
+mod exchange;
 mod known;
 mod session;
+mod sessions;
+mod trouble;
+mod usage;
 mod wire;
 
 use std::sync::Arc;
@@ -40,7 +47,7 @@ use url::Url;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::limits;
 use crate::domain::tool::{Discovered, Listing, McpTool};
-use crate::egress::{Departure, Gate, Secrets};
+use crate::egress::{Gate, Secrets};
 use crate::shutdown::Tasks;
 
 use super::Tool;
@@ -48,12 +55,16 @@ use call::RemoteTool;
 use known::Known;
 pub use known::Pinned;
 use session::Session;
-use wire::{Connection, Lasts, Trouble};
+pub use sessions::Sessions;
+use trouble::{Lasts, Trouble};
+use usage::Kept;
+use wire::Connection;
 
 /// How long a server may take to list its tools.
 const LIST_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes that a server may send until its tools are listed.
-const MAX_LIST_BYTES: usize = 1024 * 1024;
+/// Bytes that a server may send for greetings and lists: some thousand tools, of which an agent chooses
+/// a few.
+const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why a server's tools are not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,15 +79,16 @@ pub struct Unlisted {
 pub struct Servers {
     gate: Arc<Gate>,
     secrets: Arc<Secrets>,
-    /// Calls say good-bye to their servers behind the back of those who gave them up.
+    /// Sessions are opened and closed, and calls cancelled, behind the back of those who gave them up.
     tasks: Tasks,
     known: Known,
+    kept: Kept,
 }
 
 impl Servers {
     /// None asked yet.
     pub fn new(gate: Arc<Gate>, secrets: Arc<Secrets>, tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { gate, secrets, tasks, known: Known::default() })
+        Arc::new(Self { gate, secrets, tasks, known: Known::default(), kept: Kept::default() })
     }
 
     /// The tools of the server that an agent's version names: from memory if they were listed less than
@@ -106,24 +118,24 @@ impl Servers {
         })
     }
 
-    /// A tool of the server that an agent's version names, ready to be called.
+    /// Room for the sessions of a run that is driven.
+    pub fn sessions(self: &Arc<Self>) -> Arc<Sessions> {
+        Sessions::new(self.clone())
+    }
+
+    /// A tool of the server that an agent's version names, ready to be called in the run's sessions.
     pub fn tool(
         self: &Arc<Self>,
         of: Pinned,
+        sessions: Arc<Sessions>,
         server: &McpTool,
         tool: Arc<Discovered>,
     ) -> Box<dyn Tool> {
-        Box::new(RemoteTool { servers: self.clone(), of, server: server.clone(), tool })
+        Box::new(RemoteTool { servers: self.clone(), sessions, of, server: server.clone(), tool })
     }
 
     async fn list(&self, server: &McpTool, workspace_id: WorkspaceId) -> Result<Listing, Trouble> {
-        // A list may be asked for at any time: nothing comes of it.
-        let departure = Departure::new(Arc::new(|| true));
-        let with = self.connection(server, workspace_id, MAX_LIST_BYTES, departure)?;
-        let session = Session::open(with).await?;
-        let listed = session.tools().await;
-        session.close().await;
-        let (mut listed, whole) = listed?;
+        let (mut listed, whole) = self.session(server, workspace_id).await?.tools().await?;
         // A server that echoes a secret gets no place for it in names, and the model does not read it.
         listed.retain(|tool| self.secrets.redact(&tool.name) == tool.name);
         for tool in &mut listed {
@@ -153,19 +165,18 @@ impl Servers {
         Ok(discovered.collect())
     }
 
-    fn connection(
+    async fn session(
         &self,
         server: &McpTool,
         workspace_id: WorkspaceId,
-        most_bytes: usize,
-        departure: Arc<Departure>,
-    ) -> Result<Connection, Trouble> {
+    ) -> Result<Session, Trouble> {
         let url = Url::parse(&server.url)
             .map_err(|_| Trouble::lasting("was not asked: its URL cannot be read"))?;
         let headers = self
             .secrets
             .headers(&server.headers, &url, workspace_id)
             .map_err(|why| Trouble::lasting(format!("was not asked: {why}")))?;
-        Ok(Connection { gate: self.gate.clone(), url, headers, most_bytes, departure })
+        let with = Connection { gate: self.gate.clone(), url, headers, most_bytes: MAX_LIST_BYTES };
+        Session::open(with, &self.tasks).await
     }
 }

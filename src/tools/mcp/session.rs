@@ -1,4 +1,4 @@
-//! A session with an MCP server: opened for one purpose, and closed behind it.
+//! A session with an MCP server, which calls may share. It is closed when nobody has it any more.
 //!
 //! rmcp runs a session in tasks of its own. Nothing of theirs outlives `life`: when it is cancelled, every
 //! connection is closed.
@@ -6,49 +6,77 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rmcp::RoleClient;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest,
     ErrorCode, Implementation, JsonObject, MetaObject, PaginatedRequestParams, ProtocolVersion,
-    RequestMetaObject, ServerResult,
+    RequestMetaObject, ServerResult, Tool,
 };
-use rmcp::service::{PeerRequestOptions, RequestHandle, RunningService, ServiceError};
+use rmcp::service::{
+    ClientInitializeError, ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions,
+    RequestHandle, RunningService, ServiceError,
+};
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::common::client_side_sse::ExponentialBackoff;
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
-use rmcp::{RoleClient, ServiceExt};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::call::Answer;
-use super::wire::{Connection, Trouble, Wire, in_short};
+use super::exchange::Exchange;
+use super::trouble::{Trouble, in_short};
+use super::usage::{InUse, Usage};
+use super::wire::{Connection, Wire};
+use crate::domain::limits;
 use crate::domain::tool::Listed;
+use crate::egress::Departure;
+use crate::shutdown::Tasks;
 
 /// How long a server may take to be told that we go: that a call is cancelled, that the session ends.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Pages of a list that are read.
-const MAX_PAGES: usize = 32;
+/// Pages of a list that are read: enough for some thousand tools, of which an agent chooses a few.
+const MAX_PAGES: usize = 100;
 /// Where a broken stream of events is taken up again: how often it is tried at once, and how soon.
 const RESUME_TRIES: usize = 2;
 const RESUME_PAUSE: Duration = Duration::from_millis(300);
 /// What a call carries, so that a server may know it again on another attempt.
 const IDEMPOTENCY_KEY: &str = "stepwell/idempotency-key";
+/// Bytes that a server may send for a call: pictures are large, and only named.
+const MAX_CALL_BYTES: usize = 8 * 1024 * 1024;
 
-/// An open session.
+/// An open session. When it is dropped, its keeper says good-bye.
 pub(super) struct Session {
-    service: RunningService<RoleClient, ClientConfig>,
+    peer: Peer<RoleClient>,
     wire: Wire,
-    /// Closes every connection, however this ends.
-    _end: DropGuard,
+    usage: Arc<Usage>,
 }
 
 impl Session {
-    /// Connects, and exchanges the greetings of the protocol. We offer nothing that a server could ask
-    /// of its client: no sampling, no elicitation, no roots.
+    /// Connects, and exchanges the greetings of the protocol; with a server that does not know them (since
+    /// 2026-07-28 the protocol has none), what takes their place. We offer nothing that a server could
+    /// ask of its client: no sampling, no elicitation, no roots.
     ///
     /// # Errors
     /// What stood in the way.
-    pub(super) async fn open(with: Connection) -> Result<Self, Trouble> {
+    pub(super) async fn open(with: Connection, tasks: &Tasks) -> Result<Self, Trouble> {
+        // In this order: servers of today know greetings, those that know both keep a session only
+        // where it was opened with them, and some of the older ones fall silent at what they do not know.
+        let why = match Self::begun(with.clone(), ClientLifecycleMode::Initialize, tasks).await {
+            Ok(session) => return Ok(session),
+            Err(NotBegun { why, in_words: false }) => return Err(why),
+            Err(NotBegun { why, in_words: true }) => why,
+        };
+        let discover =
+            ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::LATEST] };
+        Self::begun(with, discover, tasks).await.map_err(|_| why)
+    }
+
+    async fn begun(
+        with: Connection,
+        lifecycle: ClientLifecycleMode,
+        tasks: &Tasks,
+    ) -> Result<Self, NotBegun> {
         let life = CancellationToken::new();
         let end = life.clone().drop_guard();
         let wire = Wire::new(with, life);
@@ -58,21 +86,39 @@ impl Session {
         let mut config = StreamableHttpClientTransportConfig::with_uri(wire.url())
             // It would send the call again behind our back.
             .reinit_on_expired_session(false)
+            // No call of a step waits for another one.
+            .max_concurrent_requests(limits::MAX_CALLS_PER_STEP)
             .control_request_timeout(FAREWELL);
         config.retry_config = Arc::new(patience);
         let transport = StreamableHttpClientTransport::with_client(wire.clone(), config);
         let stepwell = Implementation::new("stepwell", env!("CARGO_PKG_VERSION"));
         let client = ClientConfig::new(ClientCapabilities::default(), stepwell)
             .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE);
-        match client.serve(transport).await {
-            Ok(service) => Ok(Self { service, wire, _end: end }),
-            Err(error) => Err(wire.trouble().unwrap_or_else(|| match error {
-                rmcp::service::ClientInitializeError::JsonRpcError(error) => {
-                    Trouble::lasting(format!("refused the session: {}", in_short(&error.message)))
-                }
-                _ => Trouble::lasting("did not begin in the way of the protocol"),
-            })),
+        let begun = client.serve_with_lifecycle(transport, lifecycle).await;
+        let service = begun.map_err(|error| NotBegun::because(&wire, &error))?;
+        let (peer, usage) = (service.peer().clone(), Usage::new(Instant::now()));
+        let (stop, used) = (tasks.token(), usage.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = used.over() => {}
+                () = stop.cancelled() => used.end(),
+            }
+            close(service, end).await;
+        });
+        Ok(Self { peer, wire, usage })
+    }
+
+    /// How it is used.
+    pub(super) fn usage(&self) -> &Arc<Usage> {
+        &self.usage
+    }
+
+    /// A call begins, if the session is still good: it lasts as long as what is returned.
+    pub(super) fn begin(&self) -> Option<InUse> {
+        if self.wire.is_forgotten() || self.peer.is_transport_closed() {
+            return None;
         }
+        self.usage.begin()
     }
 
     /// The server's tools, in its order, and whether these are all: a list has as many pages as a
@@ -84,19 +130,15 @@ impl Session {
         let (mut tools, mut cursor) = (Vec::new(), None);
         for _ in 0..MAX_PAGES {
             let from = PaginatedRequestParams::default().with_cursor(cursor);
-            let page = self.service.list_tools(Some(from)).await;
+            let page = self.peer.list_tools(Some(from)).await;
             let page = page.map_err(|error| match error {
                 ServiceError::McpError(error) => Trouble::lasting(format!(
                     "refused to list its tools: {}",
                     in_short(&error.message)
                 )),
-                other => self.trouble(&other),
+                other => trouble(self.wire.small_talk(), &other),
             })?;
-            tools.extend(page.tools.into_iter().map(|tool| Listed {
-                name: tool.name.into_owned(),
-                description: tool.description.map_or_else(String::new, |text| text.into_owned()),
-                parameters: tool.input_schema.as_ref().clone(),
-            }));
+            tools.extend(page.tools.into_iter().map(listed));
             cursor = page.next_cursor;
             if cursor.is_none() {
                 return Ok((tools, true));
@@ -105,7 +147,7 @@ impl Session {
         Ok((tools, false))
     }
 
-    /// Asks for the session's one call. The request is on its way, or will be soon.
+    /// Asks for a call. The request is on its way, or will be soon.
     ///
     /// # Errors
     /// The session is over.
@@ -114,58 +156,123 @@ impl Session {
         tool: &str,
         arguments: JsonObject,
         key: String,
-    ) -> Result<RequestHandle<RoleClient>, Answer> {
+        departure: Arc<Departure>,
+    ) -> Result<Asked, Answer> {
+        let exchange = self.wire.call(departure, MAX_CALL_BYTES);
         let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
-        let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
+        let mut request = CallToolRequest::new(params);
+        request.extensions.insert(exchange.clone());
         let mut meta = MetaObject::new();
         meta.insert(IDEMPOTENCY_KEY.to_owned(), Value::from(key));
         let options = PeerRequestOptions::no_options().with_meta(RequestMetaObject(meta));
-        let asked = self.service.send_cancellable_request(request, options).await;
-        asked.map_err(|error| self.no_result(&error))
-    }
-
-    /// Waits for the answer to a call.
-    pub(super) async fn answer(&self, call: &mut RequestHandle<RoleClient>) -> Answer {
-        match (&mut call.rx).await.unwrap_or(Err(ServiceError::TransportClosed)) {
-            Ok(ServerResult::CallToolResult(result)) => Answer::Result(result),
-            Ok(_) => {
-                let why = Trouble::lasting("answered with something that is no result of a tool");
-                Answer::None { why: Trouble { is_answer: true, ..why }, left: true }
+        let request = ClientRequest::CallToolRequest(request);
+        match self.peer.send_cancellable_request(request, options).await {
+            Ok(handle) => {
+                let end = exchange.life().clone().drop_guard();
+                Ok(Asked { handle, exchange, _end: end })
             }
-            Err(error) => self.no_result(&error),
+            Err(error) => Err(no_result(&exchange, &error)),
         }
     }
+}
 
-    fn no_result(&self, error: &ServiceError) -> Answer {
+fn listed(tool: Tool) -> Listed {
+    let described = tool.description.map(|text| text.into_owned());
+    Listed {
+        name: tool.name.into_owned(),
+        // A title for people says more than nothing.
+        description: described.or(tool.title).unwrap_or_default(),
+        parameters: tool.input_schema.as_ref().clone(),
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.usage.end();
+    }
+}
+
+/// Why a session did not begin.
+struct NotBegun {
+    why: Trouble,
+    /// The server said so, in words of the protocol.
+    in_words: bool,
+}
+
+impl NotBegun {
+    fn because(wire: &Wire, error: &ClientInitializeError) -> Self {
+        if let Some(why) = wire.small_talk().trouble() {
+            return Self { why, in_words: false };
+        }
         match error {
-            ServiceError::McpError(error) => Answer::Refused {
-                words: in_short(&error.message),
-                unknown_tool: is_unknown_tool(error.code, &error.message),
-            },
-            other => Answer::None { why: self.trouble(other), left: self.wire.call_left() },
+            ClientInitializeError::JsonRpcError(error) => {
+                let what = format!("refused the session: {}", in_short(&error.message));
+                Self { why: Trouble::lasting(what), in_words: true }
+            }
+            _ => {
+                let why = Trouble::lasting("did not begin in the way of the protocol");
+                Self { why, in_words: false }
+            }
+        }
+    }
+}
+
+/// A call that was asked for. When it is dropped, its connections are closed; the session goes on.
+pub(super) struct Asked {
+    handle: RequestHandle<RoleClient>,
+    exchange: Arc<Exchange>,
+    _end: DropGuard,
+}
+
+impl Asked {
+    /// Waits for the answer.
+    pub(super) async fn answer(&mut self) -> Answer {
+        match (&mut self.handle.rx).await.unwrap_or(Err(ServiceError::TransportClosed)) {
+            Ok(ServerResult::CallToolResult(result)) => Answer::Result(result),
+            Ok(other) => {
+                let what = match other {
+                    ServerResult::InputRequiredResult(_) => {
+                        "asks for more input before it makes the call, and nobody is there to give it"
+                    }
+                    _ => "answered with something that is no result of a tool",
+                };
+                let why = Trouble { is_answer: true, ..Trouble::lasting(what) };
+                Answer::None { why, left: true }
+            }
+            Err(error) => no_result(&self.exchange, &error),
         }
     }
 
-    fn trouble(&self, error: &ServiceError) -> Trouble {
-        self.wire.trouble().unwrap_or_else(|| match error {
-            ServiceError::TransportClosed | ServiceError::TransportSend(_) => {
-                Trouble::passing("broke its answer off")
-            }
-            _ => Trouble::lasting("did not answer in the way of the protocol"),
-        })
-    }
-
-    /// Tells the server that nobody waits for this call any more, and that we go.
-    pub(super) async fn cancel(self, call: RequestHandle<RoleClient>) {
+    /// Tells the server that nobody waits for this call any more.
+    pub(super) async fn cancel(self) {
         let reason = "nobody waits for the result any more".to_owned();
-        let _ = timeout(FAREWELL, call.cancel(Some(reason))).await;
-        self.close().await;
+        let _ = timeout(FAREWELL, self.handle.cancel(Some(reason))).await;
     }
+}
 
-    /// Tells the server that we go. Behind it, nothing of the session is left.
-    pub(super) async fn close(mut self) {
-        let _ = timeout(FAREWELL, self.service.close()).await;
+fn no_result(exchange: &Exchange, error: &ServiceError) -> Answer {
+    match error {
+        ServiceError::McpError(error) => Answer::Refused {
+            words: in_short(&error.message).to_owned(),
+            unknown_tool: is_unknown_tool(error.code, &error.message),
+        },
+        other => Answer::None { why: trouble(exchange, other), left: exchange.has_left() },
     }
+}
+
+fn trouble(exchange: &Exchange, error: &ServiceError) -> Trouble {
+    exchange.trouble().unwrap_or_else(|| match error {
+        ServiceError::TransportClosed | ServiceError::TransportSend(_) => {
+            Trouble::passing("broke its answer off")
+        }
+        _ => Trouble::lasting("did not answer in the way of the protocol"),
+    })
+}
+
+/// Tells the server that we go. Behind it, nothing of the session is left.
+async fn close(mut service: RunningService<RoleClient, ClientConfig>, end: DropGuard) {
+    let _ = timeout(FAREWELL, service.close()).await;
+    drop(end);
 }
 
 /// Whether a server says that it has no such tool. The protocol has no code of its own for that:

@@ -5,30 +5,25 @@
 //! be able to do: send without end, or keep a connection after its session.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt};
-use rmcp::model::{ClientJsonRpcMessage, ClientRequest, RequestId, ServerJsonRpcMessage};
+use rmcp::model::{ClientJsonRpcMessage, ClientRequest, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_client::{
     SseError, StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
 };
-use sse_stream::{Sse, SseStream};
+use sse_stream::Sse;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::egress::{Departure, Failure, Gate, HeaderMap, HeaderName, HeaderValue, Left};
+use super::body::{WireError, answer_to, bounded, error, events, read};
+use super::exchange::Exchange;
+use super::trouble::{Refusal, Trouble};
+use crate::egress::{Departure, Failure, Gate, HeaderMap, HeaderName, HeaderValue};
 
-/// Where an answer broke off, it is taken up again so often: a server may ask for it without end.
-const MAX_RESUMPTIONS: u32 = 5;
-/// The shortest and the longest time that a server may make us wait before that, in milliseconds.
-const RESUME_AFTER: (u64, u64) = (100, 5_000);
 /// Bytes of an answer that is no success: enough for an error in words.
 const MAX_REFUSAL: usize = 16 * 1024;
-/// Characters of a server's own words that are passed on.
-const MAX_WORDS: usize = 500;
 
 const ACCEPT: HeaderName = HeaderName::from_static("accept");
 const CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
@@ -37,46 +32,22 @@ const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const BOTH_WAYS: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// What went wrong in a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Trouble {
-    /// What the server did, or what befell it: words that follow "The MCP server".
-    pub what: String,
-    /// Whether it may be gone the next time.
-    pub lasts: Lasts,
-    /// Whether it is the server's answer to the session's call, and says that it was not made.
-    pub is_answer: bool,
-}
-
-/// Whether something that went wrong may be gone the next time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lasts {
-    /// It will not.
-    On,
-    /// It may.
-    NotLong,
-    /// It was us: this process may not act at the moment.
-    UntilWeMayAct,
-}
-
-impl Trouble {
-    pub(super) fn passing(what: impl Into<String>) -> Self {
-        Self { what: what.into(), lasts: Lasts::NotLong, is_answer: false }
-    }
-
-    pub(super) fn lasting(what: impl Into<String>) -> Self {
-        Self { what: what.into(), lasts: Lasts::On, is_answer: false }
-    }
-}
-
-/// For rmcp, which only passes it on: [`Wire::trouble`] is what we go by.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct WireError(String);
-
 type HttpError = StreamableHttpError<WireError>;
 
-/// The connections of one session, which makes one call at most.
+/// What a session is opened with.
+#[derive(Clone)]
+pub(super) struct Connection {
+    /// The way out.
+    pub gate: Arc<Gate>,
+    /// Where the server is.
+    pub url: Url,
+    /// The agent's headers.
+    pub headers: HeaderMap,
+    /// Bytes that the server may send in answers to anything but calls.
+    pub most_bytes: usize,
+}
+
+/// The connections of one session.
 #[derive(Clone)]
 pub(super) struct Wire(Arc<Inner>);
 
@@ -87,52 +58,44 @@ struct Inner {
     headers: HeaderMap,
     /// Every connection is closed when this is cancelled.
     life: CancellationToken,
-    /// Bytes that the server may still send.
-    bytes_left: AtomicUsize,
-    resumptions: AtomicU32,
-    /// Asked before the session's call leaves, and told when it does.
-    departure: Arc<Departure>,
-    trouble: Mutex<Option<Trouble>>,
-}
-
-/// What a session is opened with.
-pub(super) struct Connection {
-    /// The way out.
-    pub gate: Arc<Gate>,
-    /// Where the server is.
-    pub url: Url,
-    /// The agent's headers.
-    pub headers: HeaderMap,
-    /// Bytes that the server may send in all.
-    pub most_bytes: usize,
-    /// Asked before a call leaves, and told when it does.
-    pub departure: Arc<Departure>,
+    /// Whatever is no call.
+    small_talk: Arc<Exchange>,
+    /// Exchanges whose answers come as events. Their events' ids are given to rmcp with the number in
+    /// front: when it takes a stream up again, that says whose it is.
+    streams: Mutex<HashMap<u64, Weak<Exchange>>>,
+    streamed: AtomicU64,
+    /// The server said that it does not know the session any more.
+    forgotten: AtomicBool,
 }
 
 impl Wire {
     /// No connection yet; none is open any more when `life` has been cancelled.
     pub(super) fn new(with: Connection, life: CancellationToken) -> Self {
-        with.departure.announce();
         Self(Arc::new(Inner {
             gate: with.gate,
             url: with.url,
             headers: with.headers,
+            small_talk: Exchange::small_talk(life.clone(), with.most_bytes),
             life,
-            bytes_left: AtomicUsize::new(with.most_bytes),
-            resumptions: AtomicU32::new(0),
-            departure: with.departure,
-            trouble: Mutex::new(None),
+            streams: Mutex::default(),
+            streamed: AtomicU64::new(0),
+            forgotten: AtomicBool::new(false),
         }))
     }
 
-    /// The first thing that went wrong.
-    pub(super) fn trouble(&self) -> Option<Trouble> {
-        self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What is known of everything but the calls.
+    pub(super) fn small_talk(&self) -> &Exchange {
+        &self.0.small_talk
     }
 
-    /// Whether the session's call may have reached the server.
-    pub(super) fn call_left(&self) -> bool {
-        self.0.departure.left() == Left::Yes
+    /// A call to be made over these connections: it is put into the extensions of its request.
+    pub(super) fn call(&self, departure: Arc<Departure>, most_bytes: usize) -> Arc<Exchange> {
+        Exchange::call(self.0.life.child_token(), departure, most_bytes)
+    }
+
+    /// Whether the server does not know the session any more.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.0.forgotten.load(Ordering::Relaxed)
     }
 
     /// Where the server is.
@@ -140,23 +103,16 @@ impl Wire {
         Arc::from(self.0.url.as_str())
     }
 
-    fn note(&self, trouble: Trouble) -> HttpError {
-        let error = StreamableHttpError::Client(WireError(trouble.what.clone()));
-        self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(trouble);
-        error
-    }
-
-    fn failed(&self, failure: Failure) -> HttpError {
-        self.note(match failure {
-            Failure::Refused(why) => Trouble::lasting(format!("was not asked: its URL {why}")),
-            Failure::NoClient => Trouble::lasting(format!("was not asked: {failure}")),
-            Failure::Withheld(_) => {
-                let what = format!("was not asked: {failure}");
-                Trouble { lasts: Lasts::UntilWeMayAct, ..Trouble::passing(what) }
-            }
-            Failure::NoConnection => Trouble::passing("could not be reached"),
-            Failure::NoAnswer => Trouble::passing("closed the connection before it answered"),
-        })
+    /// The exchange that a message belongs to.
+    fn exchange(&self, message: &ClientJsonRpcMessage) -> Arc<Exchange> {
+        let of_call = match message {
+            ClientJsonRpcMessage::Request(request) => match &request.request {
+                ClientRequest::CallToolRequest(call) => call.extensions.get::<Arc<Exchange>>(),
+                _ => None,
+            },
+            _ => None,
+        };
+        of_call.unwrap_or(&self.0.small_talk).clone()
     }
 
     /// Headers of a request: the agent's, and over them the protocol's.
@@ -180,52 +136,81 @@ impl Wire {
         message: ClientJsonRpcMessage,
         session_id: Option<Arc<str>>,
         protocol: HashMap<HeaderName, HeaderValue>,
+        exchange: &Arc<Exchange>,
     ) -> Result<StreamableHttpPostResponse, HttpError> {
-        let (asked, is_call) = match &message {
-            ClientJsonRpcMessage::Request(request) => {
-                let is_call = matches!(request.request, ClientRequest::CallToolRequest(_));
-                (Some(request.id.clone()), is_call)
-            }
-            _ => (None, false),
+        let asked = match &message {
+            ClientJsonRpcMessage::Request(request) => Some(request.id.clone()),
+            _ => None,
         };
-        let client = self.0.gate.client(&self.0.url).map_err(|failure| self.failed(failure))?;
+        let client = self.0.gate.client(&self.0.url);
+        let client = client.map_err(|failure| note(exchange, Trouble::no_answer(failure)))?;
         let headers = self.headers(protocol, session_id.as_deref());
         let body = serde_json::to_vec(&message)?;
         let sending = client.post(self.0.url.clone()).headers(headers).body(body).send();
-        let response = match is_call {
-            true => self.0.departure.clone().during(sending).await,
-            false => sending.await,
+        let response = match exchange.departure() {
+            Some(departure) => departure.clone().during(sending).await,
+            None => sending.await,
         };
-        let response = response.map_err(|error| self.failed(Failure::of(&error)))?;
+        let response =
+            response.map_err(|error| note(exchange, Trouble::no_answer(Failure::of(&error))))?;
         let status = response.status();
-        let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
-        let content_type = header(CONTENT_TYPE).unwrap_or_default().to_ascii_lowercase();
-        let session_id = header(SESSION_ID).map(str::to_owned);
-        let body = self.bounded(response.bytes_stream());
+        let headers = response.headers().clone();
+        let body = bounded(exchange.clone(), response.bytes_stream());
         if !status.is_success() {
-            let words = said(&read(body, MAX_REFUSAL).await.unwrap_or_default());
-            let what = format!("answered with HTTP status {}{words}", status.as_u16());
-            let passes = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
-            let trouble = if passes { Trouble::passing(what) } else { Trouble::lasting(what) };
-            return Err(self.note(Trouble { is_answer: is_call, ..trouble }));
+            let body = read(body, MAX_REFUSAL).await.unwrap_or_default();
+            let (status, error) = (status.as_u16(), error(&body));
+            let is_answer = exchange.departure().is_some();
+            let in_session = session_id.is_some();
+            // Servers say in words of the protocol that they do not take these greetings.
+            let in_words = !is_answer && !in_session && is_about_the_request(status);
+            return match (error, asked) {
+                (Some(error), Some(id)) if in_words => {
+                    let message = ServerJsonRpcMessage::error(error, Some(id));
+                    Ok(StreamableHttpPostResponse::Json(message, None))
+                }
+                (error, _) => {
+                    let said = error.map(|error| error.message).unwrap_or_default();
+                    let trouble = self.refused(status, &headers, &said, in_session);
+                    Err(note(exchange, Trouble { is_answer, ..trouble }))
+                }
+            };
         }
         // From here on the server has taken the request: what makes no sense says nothing of what it did.
         let Some(id) = asked else { return Ok(StreamableHttpPostResponse::Accepted) };
+        let header = |name: HeaderName| headers.get(name)?.to_str().ok();
+        let content_type = header(CONTENT_TYPE).unwrap_or_default().to_ascii_lowercase();
+        let session_id = header(SESSION_ID).map(str::to_owned);
         if content_type.starts_with("text/event-stream") {
-            return Ok(StreamableHttpPostResponse::Sse(events(body), session_id));
+            let number = self.number(exchange);
+            return Ok(StreamableHttpPostResponse::Sse(events(number, body), session_id));
         }
         if !content_type.starts_with("application/json") {
-            let what = "answered with neither JSON nor an event stream";
-            return Err(self.note(Trouble::lasting(what)));
+            return Err(note(exchange, Trouble::strange_content(&content_type)));
         }
         let body = read(body, usize::MAX).await.map_err(StreamableHttpError::Client)?;
         match answer_to(&id, &body) {
             Some(message) => Ok(StreamableHttpPostResponse::Json(message, session_id)),
             None => {
                 let what = "answered with something that is no answer to the request";
-                Err(self.note(Trouble::lasting(what)))
+                Err(note(exchange, Trouble::lasting(what)))
             }
         }
+    }
+
+    /// What is known after an answer that is no success.
+    fn refused(&self, status: u16, headers: &HeaderMap, said: &str, in_session: bool) -> Trouble {
+        // The protocol's word for it is 404. Servers after the pattern of its examples say 400, and the
+        // rest in words.
+        let forgets = status == 404 || (status == 400 && said.to_lowercase().contains("session"));
+        if in_session && forgets {
+            self.0.forgotten.store(true, Ordering::Relaxed);
+            return Trouble::passing(format!(
+                "has forgotten the session and what it kept in it (HTTP status {status}): what was asked \
+                 was not done, and the next call begins a new session"
+            ));
+        }
+        let (url, sent) = (&self.0.url, &self.0.headers);
+        Trouble::refusal(&Refusal { status, said, url, sent, received: headers })
     }
 
     /// Takes up an answer where it broke off.
@@ -237,111 +222,51 @@ impl Wire {
     ) -> Result<BoxStream<'static, Result<Sse, SseError>>, HttpError> {
         // Without an event to go on from, it is the stream of whatever the server has to say by itself:
         // nothing that we ask for is in it.
-        let Some(last) = last_event_id.and_then(|id| HeaderValue::from_str(&id).ok()) else {
+        let last = last_event_id.as_deref().and_then(|id| self.whose(id));
+        let Some((number, exchange, last)) = last.filter(|(_, of, _)| of.may_resume()) else {
             return Err(StreamableHttpError::ServerDoesNotSupportSse);
         };
-        if self.0.resumptions.fetch_add(1, Ordering::Relaxed) >= MAX_RESUMPTIONS
-            || self.0.bytes_left.load(Ordering::Relaxed) == 0
-        {
-            return Err(StreamableHttpError::ServerDoesNotSupportSse);
-        }
-        let client = self.0.gate.client(&self.0.url).map_err(|failure| self.failed(failure))?;
+        let client = self.0.gate.client(&self.0.url);
+        let client = client.map_err(|failure| note(&exchange, Trouble::no_answer(failure)))?;
         let mut headers = self.headers(protocol, session_id.as_deref());
         headers.insert(LAST_EVENT_ID, last);
-        let response = client.get(self.0.url.clone()).headers(headers).send().await;
-        let response = response.map_err(|error| self.failed(Failure::of(&error)))?;
+        let sending = client.get(self.0.url.clone()).headers(headers).send();
+        let response = tokio::select! {
+            biased;
+            () = exchange.life().cancelled() => {
+                return Err(StreamableHttpError::ServerDoesNotSupportSse);
+            }
+            response = sending => response,
+        };
+        let response =
+            response.map_err(|error| note(&exchange, Trouble::no_answer(Failure::of(&error))))?;
         if !response.status().is_success() {
             let status = response.status().as_u16();
             let what =
                 format!("broke its answer off and did not go on with it: HTTP status {status}");
-            self.note(Trouble::passing(what));
+            exchange.note(Trouble::passing(what));
             return Err(StreamableHttpError::ServerDoesNotSupportSse);
         }
-        Ok(events(self.bounded(response.bytes_stream())))
+        Ok(events(number, bounded(exchange, response.bytes_stream())))
     }
 
-    /// What comes in, as long as the session lives and has bytes left.
-    fn bounded<E: std::error::Error>(
-        &self,
-        body: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
-    ) -> impl Stream<Item = Result<Bytes, WireError>> + Send + 'static {
-        let wire = self.clone();
-        let take = move |chunk: Result<Bytes, E>| {
-            let trouble = match chunk {
-                Ok(bytes) => {
-                    let take = |left: usize| left.checked_sub(bytes.len());
-                    let left = &wire.0.bytes_left;
-                    if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
-                        return Ok(bytes);
-                    }
-                    left.store(0, Ordering::Relaxed);
-                    Trouble::lasting("sent too much")
-                }
-                Err(_) => Trouble::passing("broke its answer off"),
-            };
-            let error = WireError(trouble.what.clone());
-            wire.note(trouble);
-            Err(error)
-        };
-        body.map(take).take_until(self.0.life.clone().cancelled_owned())
+    /// A number for the stream of an exchange.
+    fn number(&self, exchange: &Arc<Exchange>) -> u64 {
+        let number = self.0.streamed.fetch_add(1, Ordering::Relaxed);
+        let mut streams = self.0.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|_, exchange| exchange.strong_count() > 0);
+        streams.insert(number, Arc::downgrade(exchange));
+        number
     }
-}
 
-/// The events of a stream. How long a server wants us to wait before we take it up again is kept
-/// within reason.
-fn events(
-    body: impl Stream<Item = Result<Bytes, WireError>> + Send + 'static,
-) -> BoxStream<'static, Result<Sse, SseError>> {
-    let patient = |event: Result<Sse, SseError>| {
-        event.map(|mut event| {
-            event.retry = event.retry.map(|wait| wait.clamp(RESUME_AFTER.0, RESUME_AFTER.1));
-            event
-        })
-    };
-    SseStream::from_bytes_stream(body).map(patient).boxed()
-}
-
-/// The whole body, or its first `most` bytes.
-async fn read(
-    body: impl Stream<Item = Result<Bytes, WireError>>,
-    most: usize,
-) -> Result<Vec<u8>, WireError> {
-    let mut body = std::pin::pin!(body);
-    let mut whole = Vec::new();
-    while let Some(bytes) = body.next().await {
-        whole.extend_from_slice(&bytes?);
-        if whole.len() >= most {
-            whole.truncate(most);
-            break;
-        }
+    /// Whose event this is, as rmcp knows its id, and the id that the server gave it.
+    fn whose(&self, event_id: &str) -> Option<(u64, Arc<Exchange>, HeaderValue)> {
+        let (number, id) = event_id.split_once(':')?;
+        let number = number.parse().ok()?;
+        let id = HeaderValue::from_str(id).ok()?;
+        let streams = self.0.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((number, streams.get(&number)?.upgrade()?, id))
     }
-    Ok(whole)
-}
-
-/// The answer to the request `id` in a body; `None` if it is none.
-fn answer_to(id: &RequestId, body: &[u8]) -> Option<ServerJsonRpcMessage> {
-    let mut message: ServerJsonRpcMessage = serde_json::from_slice(body).ok()?;
-    let theirs = match &mut message {
-        ServerJsonRpcMessage::Response(response) => &response.id,
-        // A server that could not read the request cannot say which it was.
-        ServerJsonRpcMessage::Error(error) => error.id.get_or_insert_with(|| id.clone()),
-        ServerJsonRpcMessage::Request(_) | ServerJsonRpcMessage::Notification(_) => return None,
-    };
-    // Some servers give a number back as a string.
-    (theirs.to_string() == id.to_string()).then_some(message)
-}
-
-/// What a server says in an answer that is no success, where it speaks JSON-RPC.
-fn said(body: &[u8]) -> String {
-    match serde_json::from_slice(body) {
-        Ok(ServerJsonRpcMessage::Error(error)) => format!(": {}", in_short(&error.error.message)),
-        Ok(_) | Err(_) => String::new(),
-    }
-}
-
-/// The beginning of a server's words.
-pub(super) fn in_short(words: &str) -> String {
-    words.chars().take(MAX_WORDS).collect()
 }
 
 impl StreamableHttpClient for Wire {
@@ -355,10 +280,11 @@ impl StreamableHttpClient for Wire {
         _auth_header: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<StreamableHttpPostResponse, HttpError> {
+        let exchange = self.exchange(&message);
         tokio::select! {
             biased;
-            () = self.0.life.cancelled() => Err(StreamableHttpError::TransportChannelClosed),
-            answer = self.post(message, session_id, headers) => answer,
+            () = exchange.life().cancelled() => Err(StreamableHttpError::TransportChannelClosed),
+            answer = self.post(message, session_id, headers, &exchange) => answer,
         }
     }
 
@@ -387,10 +313,17 @@ impl StreamableHttpClient for Wire {
         _auth_header: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<BoxStream<'static, Result<Sse, SseError>>, HttpError> {
-        tokio::select! {
-            biased;
-            () = self.0.life.cancelled() => Err(StreamableHttpError::TransportChannelClosed),
-            stream = self.resume(session_id, last_event_id, headers) => stream,
-        }
+        self.resume(session_id, last_event_id, headers).await
     }
+}
+
+fn note(exchange: &Exchange, trouble: Trouble) -> HttpError {
+    let error = StreamableHttpError::Client(WireError(trouble.what.clone()));
+    exchange.note(trouble);
+    error
+}
+
+/// Whether a status says that a request was not understood, and not who may ask or when.
+fn is_about_the_request(status: u16) -> bool {
+    (400..=499).contains(&status) && !matches!(status, 401 | 403 | 408 | 429)
 }

@@ -55,6 +55,18 @@ async fn a_deleted_conversation_leaves_nothing_behind(url: String) {
     );
     assert_eq!(messages(client, &other).await.len(), 2);
 
+    // What its runs called is a part of it.
+    let asks = json!({"agent_id": "asks", "model": "builtin/script",
+        "tools": [{"type": "agent", "name": "a", "agent_id": "a"}],
+        "script": [{"tool_calls": [{"tool": "a", "arguments": {"input": "Do you?"}}]}, {"text": "Yes."}]});
+    client.post("/v1/agents", &asks).await.expect(201);
+    let third = conversation(client, json!({"agent_id": "asks"})).await;
+    let parent = id(&say(client, &third, "Hello?").await);
+    let list = client.get(&format!("/v1/runs?parent_run_id={parent}")).await.expect(200);
+    let child = id(&list["data"][0]);
+    client.delete(&at(&third, "")).await.expect(204);
+    assert_refused(&client.get(&format!("/v1/runs/{child}")).await, 404, "not_found");
+
     client.delete(&at(&other, "")).await.expect(204);
     client.delete(&format!("/v1/runs/{}", id(&kept))).await.expect(204);
     for table in [

@@ -1,9 +1,13 @@
 //! A conversation's events: the logs of its runs, one after another, each complete.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::{Value, json};
+use stepwell::clock::Clock;
+use stepwell::domain::time::Timestamp;
 
-use super::{assert_refused, at, conversation, id, parked, release, say, serve, start};
+use super::{assert_refused, at, conversation, get, id, parked, release, say, serve, start};
 use crate::support::client::{Client, Frame, Stream, log_of};
 use crate::support::on_both_databases;
 
@@ -16,6 +20,7 @@ on_both_databases! {
     a_filter_lets_through_what_it_names;
     a_closed_conversation_ends_its_streams_and_opens_none;
     a_stream_ends_when_its_conversation_is_deleted;
+    a_stream_hears_at_once_that_its_conversation_has_expired;
     a_run_that_was_deleted_is_passed_over;
 }
 
@@ -244,6 +249,20 @@ async fn a_run_that_was_deleted_is_passed_over(url: String) {
     let mut stream = open(client, &talk, &format!("?after={first}:3")).await;
     let frames = until_end(&mut stream, &second).await;
     assert_eq!(frames, log(client, &second).await);
+}
+
+async fn a_stream_hears_at_once_that_its_conversation_has_expired(url: String) {
+    let (_setup, server) = serve(url).await;
+    let client = &server.client;
+    let talk = conversation(client, json!({"timeout_seconds": 4})).await;
+    let stream = open(client, &talk, "").await;
+    let rest = stream.rest().await;
+    assert_eq!(rest.len(), 1, "{rest:?}");
+    assert_eq!(rest[0].json()["reason"], "conversation_closed");
+    let expired_at = get(client, &talk).await["expires_at"].clone();
+    let expired_at: Timestamp = serde_json::from_value(expired_at).expect("a time");
+    let late = Clock::system().now().since(expired_at);
+    assert!(late < Duration::from_millis(800), "told {late:?} after it expired");
 }
 
 async fn a_stream_ends_when_its_conversation_is_deleted(url: String) {

@@ -403,7 +403,7 @@ impl Simulation {
             | Decision::AwaitChildren(_) => {
                 unreachable!("nothing here calls an agent")
             }
-            Decision::AwaitTools => self.answer_a_tool(dice),
+            Decision::AwaitTools(_) => self.answer_a_tool(dice),
             Decision::AskOutcome(ids) => {
                 self.unknown += ids.len();
                 let turn = self.folded.open_step().expect("open").clone();

@@ -3,4 +3,6 @@
 
 mod answers;
 mod expiry;
+mod families;
 mod interleavings;
+mod stage;

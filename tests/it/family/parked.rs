@@ -16,6 +16,8 @@ on_both_databases! {
     each_answer_changes_what_the_top_asks_for;
     a_parked_tree_survives_a_kill_and_is_cancelled_as_one;
     an_approval_of_a_child_that_expires_lets_all_go_on;
+    a_parent_that_works_lists_what_its_children_ask;
+    what_is_answered_is_open_nowhere_from_then_on;
 }
 
 /// `top` calls `mid`, which calls `asker`, which asks `questions` times at once for leave to echo.
@@ -143,9 +145,14 @@ async fn each_answer_changes_what_the_top_asks_for(url: String) {
     for left in [3, 2, 1] {
         let run = asks(client, &run_id, left).await;
         approve(client, &run_id, &actions(&run)[0]).await;
+        let now = actions(&get(client, &run_id).await);
+        assert_eq!(now, actions(&run)[1..], "at once");
     }
     assert_eq!(end_of(client, &run_id).await["status"], "completed");
     assert_ended_well(client, &family(client, &run_id).await).await;
+    let log = log(client, &run_id).await;
+    let pauses = (count(&log, "run.requires_action"), count(&log, "run.resumed"));
+    assert_eq!(pauses, (1, 1), "it waited once, for three answers");
 }
 
 async fn a_parked_tree_survives_a_kill_and_is_cancelled_as_one(url: String) {
@@ -182,4 +189,53 @@ async fn an_approval_of_a_child_that_expires_lets_all_go_on(url: String) {
     let log = log(client, &id(&all[2])).await;
     assert_eq!(count(&log, "approval.expired"), 1);
     assert_ended_well(client, &all).await;
+}
+
+async fn a_parent_that_works_lists_what_its_children_ask(url: String) {
+    let (_setup, server) = serve(url).await;
+    let client = &server.client;
+    add_asker(client, 1, 600).await;
+    let sleep = json!({"tool": "sleep", "arguments": {"seconds": 300}});
+    let script = json!([{"tool_calls": [call("mid"), sleep]}, {"text": "never"}]);
+    add(client, &[caller("busy", &["mid"], script)]).await;
+    let run_id = start(client, "busy").await;
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let run = loop {
+        let run = get(client, &run_id).await;
+        if !actions(&run).is_empty() {
+            break run;
+        }
+        assert!(std::time::Instant::now() < until, "it asks for nothing: {run}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
+    assert_eq!((&run["status"], actions(&run).len()), (&json!("running"), 1), "it sleeps itself");
+    let listed = client.get("/v1/approvals").await.expect(200);
+    assert_eq!(listed["data"].as_array().expect("data").len(), 1, "listed once: {listed}");
+    let answered = approve(client, &run_id, &actions(&run)[0]).await;
+    assert_eq!(actions(&answered), [] as [Value; 0]);
+    let mid = id(&super::children(client, &run_id).await[0]);
+    assert_eq!(end_of(client, &mid).await["status"], "completed");
+    client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await;
+    assert_eq!(end_of(client, &run_id).await["status"], "cancelled");
+    assert_ended_well(client, &family(client, &run_id).await).await;
+}
+
+async fn what_is_answered_is_open_nowhere_from_then_on(url: String) {
+    let (_setup, server) = serve(url).await;
+    let client = &server.client;
+    add_asker(client, 1, 600).await;
+    for place in [0, 1, 2] {
+        let run_id = start(client, "top").await;
+        let action = actions(&asks(client, &run_id, 1).await)[0].clone();
+        let line: Vec<String> = family(client, &run_id).await.iter().map(id).collect();
+        approve(client, &line[place], &action).await;
+        for run_id in &line {
+            let run = get(client, run_id).await;
+            assert_eq!(actions(&run), [] as [Value; 0], "answered at {place}: {run}");
+            assert_ne!(run["status"], "requires_action", "answered at {place}: {run}");
+        }
+        // Whoever waits then waits for the end, and not for what is over.
+        let end = client.get(&format!("/v1/runs/{run_id}?wait=30")).await.expect(200);
+        assert_eq!(end["status"], "completed", "answered at {place}: {end}");
+    }
 }

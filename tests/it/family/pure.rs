@@ -150,8 +150,9 @@ fn children_are_met_then_awaited_and_the_run_parks_when_all_of_them_have() {
         required_actions: vec![action()],
     }));
     assert_eq!(log.decide(&children, NOW), Decision::Park(None), "it waits as before");
-    let open = log.folded.required_actions(RunId::from_uuid(Uuid::from_u128(99)));
-    assert_eq!(open, [action()]);
+    assert_eq!(log.folded.children_actions, [action()], "what it said that it waits for");
+    let own = log.folded.required_actions(RunId::from_uuid(Uuid::from_u128(99)));
+    assert_eq!(own, [], "which its children keep");
     children.insert(call(2), ChildState::Active);
     assert!(matches!(log.decide(&children, NOW), Decision::AwaitChildren(_)));
 }

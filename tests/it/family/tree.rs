@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{TREE, YAML, add, add_tree, assert_ended_well, call, caller, children, count, family};
-use super::{get, id, log, start, words};
+use super::{id, log, start, words};
 use crate::support::client::Client;
 use crate::support::on_both_databases;
 use crate::support::server::{Server, Setup};
@@ -14,7 +14,8 @@ on_both_databases! {
     a_child_that_does_not_complete_is_a_failed_result_in_words;
     children_work_beside_tools_and_each_other;
     an_agent_that_is_not_there_is_a_failed_result;
-    a_parent_cannot_be_deleted_while_it_waits_and_its_children_stay_when_it_is;
+    a_parent_cannot_be_deleted_while_it_waits;
+    a_family_is_deleted_with_its_parent;
 }
 
 async fn serve(url: String) -> (Setup, Server) {
@@ -167,7 +168,7 @@ async fn an_agent_that_is_not_there_is_a_failed_result(url: String) {
     assert!(children(client, &run_id).await.is_empty());
 }
 
-async fn a_parent_cannot_be_deleted_while_it_waits_and_its_children_stay_when_it_is(url: String) {
+async fn a_parent_cannot_be_deleted_while_it_waits(url: String) {
     let (_setup, server) = serve(url).await;
     let client = &server.client;
     let script = json!([{"tool_calls": [call("slow")]}, {"text": "done"}]);
@@ -177,12 +178,32 @@ async fn a_parent_cannot_be_deleted_while_it_waits_and_its_children_stay_when_it
     client.events(&run_id, 0).await.until("tool_call.started").await;
     let refused = client.delete(&format!("/v1/runs/{run_id}")).await;
     assert_eq!((refused.status, &refused.body["error"]), (409, &json!("run_active")));
-    client.wait(&run_id).await;
-    let child = id(&children(client, &run_id).await[0]);
-    assert_eq!(client.delete(&format!("/v1/runs/{run_id}")).await.status, 204);
-    let orphan = get(client, &child).await;
-    assert_eq!(
-        (&orphan["status"], &orphan["parent_run_id"]),
-        (&json!("completed"), &json!(run_id))
-    );
+    assert_eq!(refused.body["details"]["run_id"], json!(run_id));
+}
+
+async fn a_family_is_deleted_with_its_parent(url: String) {
+    let (_setup, server) = serve(url).await;
+    let client = &server.client;
+    add_tree(client, json!({"text": "leaf is done"})).await;
+    let (gone, stays) = (start(client, "top").await, start(client, "top").await);
+    for run_id in [&gone, &stays] {
+        assert_eq!(client.wait(run_id).await["status"], "completed");
+    }
+    let (below, others) = (family(client, &gone).await, family(client, &stays).await);
+    assert_eq!((below.len(), others.len()), (TREE, TREE));
+    // One of them on its own takes what it called along, and nothing else.
+    let mid = id(&below[1]);
+    client.delete(&format!("/v1/runs/{mid}")).await.expect(204);
+    assert_eq!(family(client, &gone).await.len(), TREE - 3);
+    client.delete(&format!("/v1/runs/{gone}")).await.expect(204);
+    for run in &below {
+        for what in ["", "/log", "/steps", "/events"] {
+            let answer = client.get(&format!("/v1/runs/{}{what}", id(run))).await;
+            assert_eq!((answer.status, &answer.body["error"]), (404, &json!("not_found")));
+        }
+    }
+    assert_eq!(client.delete(&format!("/v1/runs/{gone}")).await.status, 404);
+    let list = client.get("/v1/runs?limit=100").await.expect(200);
+    assert_eq!(list["data"].as_array().map(Vec::len), Some(TREE), "the others are as they were");
+    assert_eq!(family(client, &stays).await, others);
 }

@@ -74,7 +74,10 @@ async fn every_answer_becomes_what_the_model_can_read(url: String) {
                 headers: vec![("location".to_owned(), "/elsewhere".to_owned())],
                 body: Vec::new(),
             }),
-            failed("The MCP server answered with HTTP status 307."),
+            failed(
+                "The MCP server answered with HTTP status 307 (it redirects to another path of its \
+                 host, and that is not followed: change the tool's url).",
+            ),
         ),
     ];
     for (n, (answer, (event, field, value))) in cases.into_iter().enumerate() {
@@ -91,7 +94,8 @@ async fn every_answer_becomes_what_the_model_can_read(url: String) {
     let call = mcp.calls().pop().expect("a call");
     let key = call.body["params"]["_meta"]["stepwell/idempotency-key"].as_str().expect("a key");
     assert!(key.starts_with("run_") && key.contains(":call_"), "{key}");
-    assert_eq!(call.headers["mcp-session-id"], "session-1");
+    assert_eq!(call.headers["mcp-protocol-version"], "2025-06-18");
+    assert!(call.headers["mcp-session-id"].starts_with("session-"));
     assert_eq!(call.headers["accept"], "application/json, text/event-stream");
     let declined = mcp.http.requests().into_iter().filter(|r| r.body["id"] == 2);
     let declined: Vec<Value> = declined.map(|r| r.body["result"]["action"].clone()).collect();
@@ -168,6 +172,12 @@ async fn a_status_that_is_no_success_is_a_known_failure_of_a_once_call(url: Stri
         assert_eq!(failed[0]["error"], told);
         assert_eq!(mcp.calls().len(), attempts, "{agent_id}");
     }
+    // A server that asks to be left alone for longer than a run waits is not asked again.
+    let mcp = McpServer::start().await;
+    mcp.on_call(|_| Reply::error(429, json!({}), &[("retry-after", "60")]));
+    let (end, _) = run(&server.client, "left-alone", mcp.tool("remote", "read")).await;
+    assert_eq!(end["status"], "completed", "{end}");
+    assert_eq!(mcp.calls().len(), 1);
 }
 
 async fn an_answer_that_breaks_off_is_taken_up_where_it_was(url: String) {
@@ -236,6 +246,9 @@ async fn a_crash_in_the_middle_of_a_call_repeats_it_or_asks(url: String) {
     assert_eq!((read.calls().len(), once.calls().len()), (2, 1));
     let key = |meta: &Value| meta["stepwell/idempotency-key"].clone();
     assert_eq!(key(&keys[0]), key(&keys[1]), "the same key on both attempts");
+    let sessions: Vec<_> =
+        read.calls().iter().map(|c| c.headers["mcp-session-id"].clone()).collect();
+    assert_ne!(sessions[0], sessions[1], "the session ended with the process");
     // The new process did not know what the servers have, and asked.
     assert_eq!(read.requests("tools/list").len(), 2);
 }

@@ -13,6 +13,8 @@ on_both_databases! {
     the_model_is_offered_what_is_allowed_under_names_that_fit;
     a_list_is_asked_for_once_and_again_when_a_tool_is_unknown;
     a_run_waits_for_a_server_that_is_down_and_fails_when_it_stays_down;
+    a_run_that_has_a_wrong_url_says_what_is_wrong;
+    a_server_that_knows_no_greetings_is_spoken_to_without;
     an_agent_with_a_tool_that_cannot_be_is_refused;
 }
 
@@ -112,7 +114,12 @@ async fn a_run_waits_for_a_server_that_is_down_and_fails_when_it_stays_down(url:
     assert_eq!(late.0["status"], "completed", "{}", late.0);
     for (end, retryable, what) in [
         (&gone.0, true, "could not be reached"),
-        (&closed.0, false, "answered with HTTP status 401"),
+        (
+            &closed.0,
+            false,
+            "answered with HTTP status 401 (it wants credentials: give the tool a header, such as \
+             authorization: Bearer ${secret.NAME})",
+        ),
     ] {
         assert_eq!(end["status"], "failed", "{end}");
         assert_eq!(end["error"]["code"], "tool_error");
@@ -121,6 +128,80 @@ async fn a_run_waits_for_a_server_that_is_down_and_fails_when_it_stays_down(url:
         assert_eq!(end["error"]["message"], message);
     }
     assert!(began.elapsed() > Duration::from_secs(20), "it was waited for");
+}
+
+async fn a_run_that_has_a_wrong_url_says_what_is_wrong(url: String) {
+    let (_setup, server) = serve(url).await;
+    let answered = |status: u16, headers: &[(&str, String)], body: &str| Reply::Whole {
+        status,
+        headers: headers.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
+        body: body.as_bytes().to_vec(),
+    };
+    let html = [("content-type", "text/html; charset=utf-8".to_owned())];
+    let slash = [("location", "/v1/".to_owned())];
+    for (name, reply, told) in [
+        ("html", answered(200, &html, "<html>"), "answered with text/html instead of JSON"),
+        (
+            "none",
+            answered(404, &html, "<html>"),
+            "status 404 (is there an MCP endpoint at the tool's",
+        ),
+        ("sse", answered(405, &[], ""), "older HTTP+SSE transport is not supported"),
+        ("slash", answered(307, &slash, ""), "redirects to the same path with a slash behind it"),
+    ] {
+        let mcp = McpServer::start().await;
+        mcp.on_open(move |_| reply.clone());
+        let (end, _) = run(&server.client, name, mcp.tool("remote", "read")).await;
+        assert_eq!(end["error"]["code"], "tool_error", "{end}");
+        assert_eq!(end["error"]["retryable"], false, "{end}");
+        let message = end["error"]["message"].as_str().expect("words");
+        assert!(message.contains(told), "{message}");
+        assert_eq!(mcp.http.requests().len(), 1, "it is not asked again: {name}");
+    }
+}
+
+/// Since 2026-07-28, requests speak for themselves: no greetings, no sessions.
+async fn a_server_that_knows_no_greetings_is_spoken_to_without(url: String) {
+    let (_setup, server) = serve(url).await;
+    let mcp = McpServer::start().await;
+    mcp.on_open(|request| match request.body["method"].as_str() {
+        Some("server/discover") => mcp_server::result(
+            request,
+            &json!({
+                "resultType": "complete", "supportedVersions": ["2026-07-28"],
+                "capabilities": {"tools": {}}, "ttlMs": 0, "cacheScope": "private",
+            }),
+        ),
+        _ => mcp_server::error_status(request, 400, -32022, "Unsupported protocol version"),
+    });
+    mcp.on_list(|request| {
+        mcp_server::result(
+            request,
+            &json!({"resultType": "complete", "tools": [tool("act")], "ttlMs": 0, "cacheScope": "private"}),
+        )
+    });
+    mcp.on_call(|request| {
+        let content = json!([{"type": "text", "text": "done"}]);
+        mcp_server::result(request, &json!({"resultType": "complete", "content": content}))
+    });
+    let (end, log) = run(&server.client, "modern", mcp.tool("remote", "once")).await;
+    assert_eq!(end["status"], "completed", "{end}");
+    assert_eq!(of(&log, "tool_call.completed")[0]["result"], "done", "{log:?}");
+    let call = mcp.calls().remove(0);
+    assert_eq!(call.headers["mcp-protocol-version"], "2026-07-28");
+    assert_eq!(call.headers["mcp-method"], "tools/call");
+    assert_eq!(call.headers["mcp-name"], "act");
+    assert!(!call.headers.contains_key("mcp-session-id"));
+    assert_eq!(mcp.closed(), Vec::<String>::new(), "there is no session to close");
+    // One that refuses both says why it refused the first.
+    let mcp = McpServer::start().await;
+    mcp.on_open(|request| match request.body["method"].as_str() {
+        Some("initialize") => mcp_server::error(request, -32000, "We are closed"),
+        _ => mcp_server::error(request, -32601, "Method not found"),
+    });
+    let (end, _) = run(&server.client, "refusing", mcp.tool("remote", "once")).await;
+    let told = "The MCP server of the tool \"remote\" refused the session: We are closed.";
+    assert_eq!(end["error"]["message"], told, "{end}");
 }
 
 async fn an_agent_with_a_tool_that_cannot_be_is_refused(url: String) {

@@ -4,6 +4,7 @@ mod calls;
 mod discovery;
 mod hostile;
 mod reference;
+mod sessions;
 
 use serde_json::{Value, json};
 

@@ -12,6 +12,7 @@ use crate::support::on_both_databases;
 
 on_both_databases! {
     the_reference_server_is_discovered_and_called;
+    what_the_reference_server_keeps_in_a_session_is_there_in_the_next_step;
     a_slow_call_of_the_reference_server_is_cancelled;
 }
 
@@ -52,13 +53,19 @@ impl Everything {
         keep(stdout.expect("stdout"), said.clone());
         keep(stderr.expect("stderr"), said.clone());
         let server = Self { process, url: format!("http://127.0.0.1:{port}/mcp"), said };
-        server.wait_for("listening on port");
+        server.wait_for("listening on port", 1);
         server
     }
 
-    fn wait_for(&self, words: &str) {
+    /// Resolves when so many sessions were ended.
+    async fn ended(self, count: usize) {
+        let ended = move || self.wait_for("Received session termination request", count);
+        tokio::task::spawn_blocking(ended).await.expect("they ended");
+    }
+
+    fn wait_for(&self, words: &str, times: usize) {
         let until = Instant::now() + Duration::from_secs(30);
-        while !self.said.lock().expect("no panic").contains(words) {
+        while self.said.lock().expect("no panic").matches(words).count() < times {
             assert!(Instant::now() < until, "no {words:?}: {:?}", self.said);
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -114,6 +121,32 @@ async fn the_reference_server_is_discovered_and_called(url: String) {
     assert_eq!(failed.len(), 2, "{failed:?}");
 }
 
+async fn what_the_reference_server_keeps_in_a_session_is_there_in_the_next_step(url: String) {
+    let (_setup, server) = serve(url).await;
+    let everything = Everything::start().await;
+    // It logs or does not, session by session.
+    let toggle = json!([{"tool": "every__toggle-simulated-logging"}]);
+    let agent = json!({
+        "agent_id": "toggling", "model": "builtin/script",
+        "tools": [{"type": "mcp", "name": "every", "url": everything.url}],
+        "script": [
+            {"text": "On.", "tool_calls": toggle}, {"text": "Off.", "tool_calls": toggle},
+            {"text": "Done."},
+        ],
+    });
+    server.client.post("/v1/agents", &agent).await.expect(201);
+    let end = server.client.run_to_end("toggling", &json!({"input": "Go"})).await;
+    assert_eq!(end["status"], "completed", "{end}");
+    let log = log(&server.client, &end).await;
+    let told: Vec<_> =
+        of(&log, "tool_call.completed").iter().map(|e| e["result"].to_string()).collect();
+    assert!(
+        told[0].contains("Started simulated") && told[1].contains("Stopped simulated"),
+        "{told:?}"
+    );
+    everything.ended(2).await;
+}
+
 async fn a_slow_call_of_the_reference_server_is_cancelled(url: String) {
     let (_setup, server) = serve(url).await;
     let client = &server.client;
@@ -132,17 +165,6 @@ async fn a_slow_call_of_the_reference_server_is_cancelled(url: String) {
     let end = client.wait(run_id).await;
     assert_eq!(end["status"], "cancelled");
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
-    // The session of the list has ended before; this is that of the call.
-    let ended = tokio::task::spawn_blocking(move || {
-        let until = Instant::now() + Duration::from_secs(10);
-        let ended = || {
-            let said = everything.said.lock().expect("no panic");
-            said.matches("Received session termination request").count()
-        };
-        while ended() < 2 {
-            assert!(Instant::now() < until, "{:?}", everything.said);
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    });
-    ended.await.expect("the session ended");
+    // The session of the list has ended before; this is that of the run.
+    everything.ended(2).await;
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 use stepwell::clock::Clock;
@@ -81,6 +82,31 @@ async fn a_run_is_followed_on_another_node_as_it_happens() {
     assert!(median < Duration::from_millis(200), "half of the events came later than {median:?}");
     let log = log_of(&a.client.events(&run_id, 0).await.rest().await);
     assert_eq!(log_of(&seen), log, "the same bytes on both nodes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_begins_on_another_node_is_followed_at_once() {
+    let url = postgres::empty_database().await;
+    let [a, b] = two(&url, ["", ""]).await;
+    agent(&a.client, "quick", json!([{"text": "Yes."}])).await;
+    let talk = a.client.post("/v1/conversations", &json!({"agent_id": "quick"})).await.expect(201);
+    let path =
+        |what| format!("/v1/conversations/{}/{what}", talk["conversation_id"].as_str().unwrap());
+    let events = b.client.request(Method::GET, &path("events"));
+    let mut stream = b.client.stream(events).await;
+    let mut ages = Vec::new();
+    for _ in 0..11 {
+        a.client.post(&path("complete"), &json!({"content": "Well?"})).await.expect(200);
+        ages.push(age(&stream.until("run.queued").await));
+        stream.until("run.completed").await;
+    }
+    ages.sort_unstable();
+    assert!(
+        ages[5] < Duration::from_millis(100),
+        "half of the turns came later than {:?}",
+        ages[5]
+    );
+    assert!(ages[10] < TOLD, "{ages:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

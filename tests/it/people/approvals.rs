@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{add_agent, approve, at, call, count, events, id, one, parked, serve};
+use crate::support::client::Client;
 use crate::support::model_server::{ModelServer, openai};
 use crate::support::on_both_databases;
-use crate::support::server::Setup;
+use crate::support::server::{Server, Setup};
 
 on_both_databases! {
     an_approved_call_is_made_and_a_denied_one_is_told_to_the_model;
@@ -17,6 +18,8 @@ on_both_databases! {
     open_approvals_of_all_runs_are_an_inbox;
     a_repeated_request_under_one_key_is_the_same_decision;
     a_parked_run_survives_restarts_and_is_cancelled_with_its_question;
+    an_approved_call_is_made_while_another_call_of_its_step_still_runs;
+    an_approval_expires_in_time_while_another_call_of_its_step_still_runs;
 }
 
 fn echo() -> Value {
@@ -279,4 +282,52 @@ async fn a_parked_run_survives_restarts_and_is_cancelled_with_its_question(url: 
         (&failed["synthetic"], &log[log.len() - 1]["type"]),
         (&json!(true), &json!("run.cancelled"))
     );
+}
+
+/// Echoes with somebody's leave, which may be given for a second, and sleeps for longer than anything here
+/// takes.
+async fn beside_a_long_call(url: String) -> (Setup, Server, String) {
+    let (setup, server) = serve(url).await;
+    let tools = json!([
+        {"type": "builtin", "name": "echo", "requires_approval": true, "approval_timeout_seconds": 1},
+        {"type": "builtin", "name": "sleep", "timeout_seconds": 300}]);
+    let calls = json!([{"tool": "sleep", "arguments": {"seconds": 120}},
+        {"tool": "echo", "arguments": {"text": "x"}}]);
+    add_agent(&server.client, "a", tools, calls).await;
+    let run_id = super::start(&server.client, "a").await;
+    (setup, server, run_id)
+}
+
+/// The run works on: its long call has no answer yet.
+async fn assert_still_sleeps(client: &Client, run_id: &str) {
+    let run = client.get(&format!("/v1/runs/{run_id}")).await.expect(200);
+    assert_eq!((&run["status"], &run["required_actions"]), (&json!("running"), &json!([])));
+    let steps = client.get(&format!("/v1/runs/{run_id}/steps")).await.expect(200);
+    assert_eq!(steps["data"][0]["tool_calls"][0]["status"], "running", "{steps}");
+    let ended = client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await;
+    assert!([200, 202].contains(&ended.status), "{}", ended.status);
+}
+
+async fn an_approved_call_is_made_while_another_call_of_its_step_still_runs(url: String) {
+    let (_setup, server, run_id) = beside_a_long_call(url).await;
+    let client = &server.client;
+    let mut stream = client.events(&run_id, 0).await;
+    let asked = stream.until("approval.requested").await.json();
+    let approvals = format!("/v1/runs/{run_id}/approvals");
+    let call_id = asked["call_id"].as_str().expect("call_id");
+    client.post(&approvals, &approve(call_id)).await.expect(202);
+    let done = stream.until("tool_call.completed").await.json();
+    assert_eq!((&done["tool"], &done["result"]), (&json!("echo"), &json!("x")));
+    assert_still_sleeps(client, &run_id).await;
+}
+
+async fn an_approval_expires_in_time_while_another_call_of_its_step_still_runs(url: String) {
+    let (_setup, server, run_id) = beside_a_long_call(url).await;
+    let client = &server.client;
+    let mut stream = client.events(&run_id, 0).await;
+    let expired = stream.until("approval.expired").await.json();
+    assert!(expired["expires_at"].as_str() <= expired["created_at"].as_str(), "{expired}");
+    let failed = stream.until("tool_call.failed").await.json();
+    assert_eq!((&failed["tool"], &failed["call_id"]), (&json!("echo"), &expired["call_id"]));
+    assert_still_sleeps(client, &run_id).await;
 }

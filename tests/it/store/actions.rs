@@ -19,6 +19,7 @@ conformance!(
     open_actions_are_shown_with_their_run_until_they_are_closed,
     what_a_fenced_driver_asked_for_is_not_asked,
     open_actions_go_with_the_end_of_their_run,
+    what_a_run_asks_is_shown_at_every_run_above_it_and_listed_once,
     approvals_of_all_runs_are_listed_in_pages,
     a_refused_guest_changes_nothing_and_binds_no_key,
     a_fork_begins_with_its_copies_and_any_version_of_its_agent,
@@ -38,7 +39,7 @@ fn open(run: u32, n: u32, action_type: ActionType) -> OpenAction {
         arguments: json!({"a": ["\u{0}", 1.5]}),
         expires_at: Some(at(5_000)),
     };
-    OpenAction { action, created_at: at(i64::from(n)), of_child: false }
+    OpenAction { action, created_at: at(i64::from(n)) }
 }
 
 fn asks(seq: i32, actions: Vec<OpenAction>) -> RunUpdate {
@@ -104,6 +105,53 @@ async fn open_actions_go_with_the_end_of_their_run(store: SharedStore) {
     assert_eq!(approvals(&store, HOME, From::Start, Order::Asc).await.0, [0_u32; 0]);
 }
 
+async fn what_a_run_asks_is_shown_at_every_run_above_it_and_listed_once(store: SharedStore) {
+    add_agent(&store, "a").await;
+    // 1 calls 2 and 3, and 2 calls 4; 5 has nothing to do with them.
+    let below = |n: u32, parent: u32| {
+        let mut new = driven_run(n);
+        new.row.parent_run_id = Some(run_id(parent));
+        new
+    };
+    let runs = vec![driven_run(1), below(2, 1), below(3, 1), below(4, 2), driven_run(5)];
+    create(&store, runs).await;
+    let ask = async |n: u32, seq: i32, calls: &[u32]| {
+        let open = calls.iter().map(|c| open(n, *c, ActionType::Approval)).collect();
+        append_to(&store, n, 1, vec![running(run_id(n), seq)], Some(asks(seq, open))).await;
+    };
+    // All in one flush, as runs of one node write.
+    let together = [1, 3, 4, 5].map(|n| {
+        let update = Some(asks(2, vec![open(n, n, ActionType::Approval)]));
+        append(n, 1, vec![running(run_id(n), 2)], update)
+    });
+    store.flush(&batch(vec![], together.to_vec())).await.unwrap();
+    let of = async |runs: [u32; 5]| {
+        let mut all = Vec::new();
+        for n in runs {
+            all.push(shown(&store, n).await.iter().map(|id| number(*id)).collect::<Vec<_>>());
+        }
+        all
+    };
+    let all = [1, 2, 3, 4, 5];
+    assert_eq!(of(all).await, [vec![1, 3, 4], vec![4], vec![3], vec![4], vec![5]]);
+    let run = store.load_run(HOME, run_id(1)).await.unwrap().unwrap();
+    assert_eq!(run.actions[2], open(4, 4, ActionType::Approval).action, "it names its own run");
+    // What a run says about its own leaves those of the runs below it alone, and the other way round.
+    ask(1, 3, &[]).await;
+    ask(4, 3, &[4, 6]).await;
+    assert_eq!(of(all).await, [vec![3, 4, 6], vec![4, 6], vec![3], vec![4, 6], vec![5]]);
+    let listed = async || approvals(&store, HOME, From::Start, Order::Asc).await;
+    assert_eq!(listed().await, (vec![3, 4, 5], true));
+    let change = RunUpdate { actions: Some(vec![]), ..ends(4) };
+    append_to(&store, 4, 1, vec![completed(run_id(4), 4)], Some(change)).await;
+    assert_eq!(of(all).await, [vec![3], vec![], vec![3], vec![], vec![5]]);
+    assert_eq!(listed().await, (vec![3, 5], false));
+}
+
+fn number(id: CallId) -> u32 {
+    (1..100).find(|n| call(*n) == id).unwrap()
+}
+
 async fn approvals(
     store: &SharedStore,
     workspace_id: WorkspaceId,
@@ -112,7 +160,6 @@ async fn approvals(
 ) -> (Vec<u32>, bool) {
     let page = Page { limit: 3, from, order };
     let listed = store.list_approvals(workspace_id, &page).await.unwrap();
-    let number = |id: CallId| (1..100).find(|n| call(*n) == id).unwrap();
     (listed.rows.iter().map(|row| number(row.call_id)).collect(), listed.has_more)
 }
 

@@ -30,6 +30,7 @@ async fn a_new_run_reads_back_as_it_was_written(store: SharedStore) {
     full.row.status_message = Some("waits 😀".to_owned());
     full.row.conversation_id = Some(ConversationId::from_uuid(Uuid::from_u128(5)));
     full.row.parent_run_id = Some(run_id(900));
+    full.row.root_run_id = Some(run_id(899));
     full.row.forked_from_run_id = Some(run_id(901));
     full.row.end_user_id = Some("user \"7\"".to_owned());
     full.row.started_at = Some(at(3));

@@ -557,7 +557,7 @@ fn asked(run: u32, seq: i32) -> Option<Vec<OpenAction>> {
             arguments: serde_json::json!({"n": seq}),
             expires_at: None,
         };
-        OpenAction { action, created_at: at(i64::from(seq)), of_child: false }
+        OpenAction { action, created_at: at(i64::from(seq)) }
     };
     Some((u128::try_from(seq).unwrap()..).step_by(3).zip(kinds).map(open).collect())
 }

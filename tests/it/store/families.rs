@@ -1,9 +1,12 @@
-//! Children leave signals, and parents are roused by them.
+//! Children leave signals, and parents are roused by them; they go with their parents.
 
 use stepwell::domain::ids::RunId;
+use stepwell::domain::limits;
 use stepwell::domain::page::{From, Order, Page};
 use stepwell::domain::run::RunStatus;
-use stepwell::store::{GuestDecision, NewRun, Owner, Roused, RunFilter, RunUpdate, SharedStore};
+use stepwell::store::{
+    Below, CreateOutcome, GuestDecision, NewRun, Owner, Roused, RunFilter, RunUpdate, SharedStore,
+};
 
 use super::fixtures::*;
 use crate::support::databases::conformance;
@@ -18,6 +21,10 @@ conformance!(
     signals_are_taken_a_few_at_a_time_and_by_one_node_each,
     children_are_listed_by_their_parent,
     what_children_cost_is_kept_with_the_run,
+    what_is_below_a_run_goes_in_slices_the_deepest_first,
+    nothing_below_a_run_goes_while_one_of_them_has_not_ended,
+    what_is_below_an_erased_run_is_still_found,
+    a_family_grows_no_larger_than_it_may,
 );
 
 /// A run that run `parent` called, born claimed by node 1.
@@ -191,4 +198,95 @@ async fn what_children_cost_is_kept_with_the_run(store: SharedStore) {
     visit(&store, 2, None, decision).await.unwrap();
     let spent = row(&store, 2).await;
     assert_eq!((spent.children_cost, spent.tree_cost()), (None, None));
+}
+
+async fn is_there(store: &SharedStore, n: u32) -> bool {
+    store.load_run(HOME, run_id(n)).await.unwrap().is_some()
+}
+
+async fn what_is_below_a_run_goes_in_slices_the_deepest_first(store: SharedStore) {
+    add_agent(&store, "a").await;
+    // 14 children, and one below each.
+    create(&store, vec![new_run(1), new_run(99)]).await;
+    create(&store, (2..=15).map(|n| child(n, 1)).collect()).await;
+    create(&store, (2..=15).map(|n| child(100 + n, n)).collect()).await;
+    for n in 2..=15 {
+        end(&store, 100 + n, n).await;
+        end(&store, n, 1).await;
+    }
+    let elsewhere = store.erase_below(ELSEWHERE, run_id(1), at(900)).await.unwrap();
+    assert_eq!(elsewhere, Below { erased: vec![], alive: None, more: false });
+    let erase = async || store.erase_below(HOME, run_id(1), at(900)).await.unwrap();
+    let (first, second) = (erase().await, erase().await);
+    assert_eq!((first.erased.len(), first.alive, first.more), (20, None, true));
+    assert!((2..=15).all(|n| first.erased.contains(&run_id(100 + n))), "{first:?}");
+    assert_eq!((second.erased.len(), second.alive, second.more), (8, None, false));
+    for n in 2..=15 {
+        assert!(!is_there(&store, n).await && !is_there(&store, 100 + n).await);
+        assert!(store.read_facts(HOME, run_id(n), 0).await.unwrap().is_empty());
+    }
+    assert!(is_there(&store, 1).await && is_there(&store, 99).await);
+    assert_eq!(erase().await, elsewhere);
+}
+
+async fn nothing_below_a_run_goes_while_one_of_them_has_not_ended(store: SharedStore) {
+    start(&store).await;
+    create(&store, vec![child(4, 2), child(5, 3)]).await;
+    for (n, parent) in [(2, 1), (3, 1), (4, 2)] {
+        end(&store, n, parent).await;
+    }
+    let below = store.erase_below(HOME, run_id(1), at(900)).await.unwrap();
+    assert_eq!(below, Below { erased: vec![], alive: Some(run_id(5)), more: false });
+    for n in 2..=5 {
+        assert!(is_there(&store, n).await, "run {n}");
+    }
+}
+
+async fn what_is_below_an_erased_run_is_still_found(store: SharedStore) {
+    start(&store).await;
+    create(&store, vec![child(4, 2)]).await;
+    end(&store, 2, 1).await;
+    end(&store, 3, 1).await;
+    end(&store, 4, 2).await;
+    visit(&store, 2, None, GuestDecision::Erase { at: at(800) }).await.unwrap();
+    let mut below = store.erase_below(HOME, run_id(1), at(900)).await.unwrap();
+    below.erased.sort_unstable();
+    assert_eq!((below.erased, below.more), (vec![run_id(3), run_id(4)], false));
+    assert!(!is_there(&store, 4).await);
+}
+
+async fn a_family_grows_no_larger_than_it_may(store: SharedStore) {
+    add_agent(&store, "a").await;
+    let below = |n: u32, root: u32| {
+        let mut new = child(n, root);
+        new.row.root_run_id = Some(run_id(root));
+        new
+    };
+    create(&store, vec![driven_run(1), driven_run(2)]).await;
+    let most = u32::try_from(limits::MAX_FAMILY).unwrap();
+    // The one at the top is one of them; one more has room.
+    create(&store, (3..=most).map(|n| below(n, 1)).collect()).await;
+    let more: Vec<_> = [1, 2, 1, 2].iter().zip(5_000..).map(|(top, n)| below(n, *top)).collect();
+    let plain = new_run(6_000);
+    let moved = {
+        let mut new = below(6_001, 2);
+        new.row.agent_version = 7;
+        new
+    };
+    let outcome = store.flush(&batch([more, vec![plain, moved]].concat(), vec![])).await.unwrap();
+    let there = CreateOutcome::Created;
+    assert_eq!(
+        outcome.creates,
+        [
+            there.clone(),
+            there.clone(),
+            CreateOutcome::FamilyFull,
+            there.clone(),
+            there,
+            CreateOutcome::AgentMoved
+        ]
+    );
+    let full = store.flush(&batch(vec![below(7_000, 1)], vec![])).await.unwrap();
+    assert_eq!(full.creates, [CreateOutcome::FamilyFull]);
+    assert_eq!(store.load_run(HOME, run_id(7_000)).await.unwrap(), None);
 }

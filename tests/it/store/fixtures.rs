@@ -132,6 +132,7 @@ pub fn new_run(n: u32) -> NewRun {
             status_message: None,
             conversation_id: None,
             parent_run_id: None,
+            root_run_id: None,
             forked_from_run_id: None,
             end_user_id: None,
             past: None,

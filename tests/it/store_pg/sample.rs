@@ -64,6 +64,7 @@ pub fn run(owner: Option<NodeId>) -> NewRun {
             status_message: None,
             conversation_id: None,
             parent_run_id: None,
+            root_run_id: None,
             forked_from_run_id: None,
             end_user_id: None,
             past: None,
@@ -143,7 +144,7 @@ pub fn asking(run_id: RunId, seq: i32) -> Append {
         arguments: serde_json::json!({}),
         expires_at: None,
     };
-    let open = OpenAction { action, created_at: NOW, of_child: false };
+    let open = OpenAction { action, created_at: NOW };
     let update = RunUpdate { actions: Some(vec![open]), ..update(seq) };
     Append { update: Some(update), ..facts(run_id, seq) }
 }

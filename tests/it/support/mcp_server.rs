@@ -7,8 +7,10 @@
 //! assert_eq!(server.calls().len(), 1);
 //! ```
 //!
-//! It is a [`ModelServer`] that knows the greetings of the protocol.
+//! It is a [`ModelServer`] that knows the greetings of the protocol, and its sessions: `session-1`,
+//! `session-2` and so on. What names a session that it does not know gets a 404.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -18,9 +20,28 @@ use super::model_server::{End, ModelServer, Piece, Reply, Request};
 type Handler = Arc<dyn Fn(&Request) -> Reply + Send + Sync>;
 
 struct Play {
+    on_open: Handler,
     on_list: Handler,
     on_call: Handler,
     on_resume: Handler,
+    opened: usize,
+    sessions: BTreeSet<String>,
+    closed: Vec<String>,
+}
+
+impl Play {
+    /// Opens a session.
+    fn open(&mut self) -> String {
+        self.opened += 1;
+        let session = format!("session-{}", self.opened);
+        self.sessions.insert(session.clone());
+        session
+    }
+
+    /// Whether it knows the session that a request names, if it names one.
+    fn knows(&self, request: &Request) -> bool {
+        session_of(request).is_none_or(|session| self.sessions.contains(session))
+    }
 }
 
 /// The server. It ends with its last handle.
@@ -34,27 +55,53 @@ impl McpServer {
     pub async fn start() -> Self {
         let http = ModelServer::start().await;
         let play = Arc::new(Mutex::new(Play {
+            on_open: Arc::new(initialized),
             on_list: Arc::new(|request| tools(request, &json!([tool("act")]))),
             on_call: Arc::new(|request| text(request, "done")),
             on_resume: Arc::new(|_| Reply::status(405)),
+            opened: 0,
+            sessions: BTreeSet::new(),
+            closed: Vec::new(),
         }));
         let playing = play.clone();
         http.answer_with(move |request| {
             let handler = {
-                let play = playing.lock().expect("no panic");
+                let mut play = playing.lock().expect("no panic");
+                if !play.knows(request) {
+                    return error_status(request, 404, -32001, "Session not found");
+                }
                 match request.body["method"].as_str() {
-                    Some("initialize") => return initialized(request),
+                    Some("initialize" | "server/discover") => play.on_open.clone(),
                     Some("tools/list") => play.on_list.clone(),
                     Some("tools/call") => play.on_call.clone(),
                     Some(_) => return accepted(),
+                    None if request.method == "DELETE" => {
+                        let session = session_of(request).unwrap_or_default().to_owned();
+                        play.sessions.remove(&session);
+                        play.closed.push(session);
+                        return accepted();
+                    }
                     None if request.headers.contains_key("last-event-id") => play.on_resume.clone(),
-                    // The session is deleted, or a question of ours is answered.
+                    // A question of ours is answered.
                     None => return accepted(),
                 }
             };
-            handler(request)
+            let mut reply = handler(request);
+            if request.body["method"] == "initialize"
+                && let Reply::Whole { status: 200, headers, .. } = &mut reply
+                && !headers.iter().any(|(name, _)| name == "mcp-session-id")
+            {
+                let session = playing.lock().expect("no panic").open();
+                headers.push(("mcp-session-id".to_owned(), session));
+            }
+            reply
         });
         Self { http, play }
+    }
+
+    /// How it greets. A success is given a session, if it has none of its own.
+    pub fn on_open(&self, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
+        self.play.lock().expect("no panic").on_open = Arc::new(handler);
     }
 
     pub fn on_list(&self, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
@@ -78,6 +125,26 @@ impl McpServer {
     /// The calls that came, in order.
     pub fn calls(&self) -> Vec<Request> {
         self.requests("tools/call")
+    }
+
+    /// The sessions that were closed, in order.
+    pub fn closed(&self) -> Vec<String> {
+        self.play.lock().expect("no panic").closed.clone()
+    }
+
+    /// Resolves when so many sessions were closed.
+    pub async fn wait_closed(&self, count: usize) {
+        let mut all = 0;
+        while self.closed().len() < count {
+            all += 1;
+            self.http.wait_requests(all).await;
+        }
+    }
+
+    /// What forgets all sessions, as a server that is started again does.
+    pub fn forgetting(&self) -> impl Fn() + Send + Sync + 'static {
+        let play = self.play.clone();
+        move || play.lock().expect("no panic").sessions.clear()
     }
 
     /// The messages of this method that came, in order.
@@ -134,21 +201,32 @@ pub fn event(id: &Value, result: &Value) -> String {
     format!("data: {}\n\n", json!({"jsonrpc": "2.0", "id": id, "result": result}))
 }
 
+/// An error of the protocol with a status that is no success.
+pub fn error_status(request: &Request, status: u16, code: i32, message: &str) -> Reply {
+    let mut reply = error(request, code, message);
+    if let Reply::Whole { status: is, .. } = &mut reply {
+        *is = status;
+    }
+    reply
+}
+
+/// The session that a request names.
+pub fn session_of(request: &Request) -> Option<&str> {
+    request.headers.get("mcp-session-id").map(String::as_str)
+}
+
 fn accepted() -> Reply {
     Reply::Whole { status: 202, headers: Vec::new(), body: Vec::new() }
 }
 
-fn initialized(request: &Request) -> Reply {
-    let mut reply = result(
+/// The answer to the greeting.
+pub fn initialized(request: &Request) -> Reply {
+    let server = json!({"name": "scripted", "version": "1"});
+    let capabilities = json!({"tools": {}});
+    result(
         request,
         &json!({
-            "protocolVersion": "2025-06-18",
-            "capabilities": {"tools": {}},
-            "serverInfo": {"name": "scripted", "version": "1"},
+            "protocolVersion": "2025-06-18", "capabilities": capabilities, "serverInfo": server,
         }),
-    );
-    if let Reply::Whole { headers, .. } = &mut reply {
-        headers.push(("mcp-session-id".to_owned(), "session-1".to_owned()));
-    }
-    reply
+    )
 }

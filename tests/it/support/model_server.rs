@@ -492,5 +492,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 
 /// Cuts a text into pieces of about five bytes, as models write arguments.
 fn fragments(text: &str) -> Vec<String> {
-    text.chars().collect::<Vec<_>>().chunks(5).map(|chunk| chunk.iter().collect()).collect()
+    let chars: Vec<char> = text.chars().collect();
+    // A long text in larger pieces: a thousand of them are enough to cut it in every way.
+    chars.chunks(5.max(chars.len() / 1_000)).map(|chunk| chunk.iter().collect()).collect()
 }

@@ -1,5 +1,6 @@
 //! Tools that call URLs, from the outside: a real server, real sockets, on both databases.
 
+mod arguments;
 mod effects;
 mod gate;
 mod secrets;
@@ -27,8 +28,16 @@ fn caller(agent_id: &str, tool: Value, arguments: &Value) -> Value {
 
 /// All events of a run.
 async fn log(client: &Client, run_id: &str) -> Vec<Value> {
-    let page = client.get(&format!("/v1/runs/{run_id}/log?limit=100")).await.expect(200);
-    page["data"].as_array().expect("data").clone()
+    let (mut events, mut after) = (Vec::new(), json!(0));
+    loop {
+        let path = format!("/v1/runs/{run_id}/log?limit=100&after={after}");
+        let page = client.get(&path).await.expect(200);
+        events.extend(page["data"].as_array().expect("data").iter().cloned());
+        if page["has_more"] == false {
+            return events;
+        }
+        after = page["last_id"].clone();
+    }
 }
 
 /// The one event of this type.

@@ -21,6 +21,7 @@ conformance!(
     what_is_decided_about_a_conversation_is_what_is_there,
     messages_are_read_from_both_ends,
     an_erased_conversation_is_gone_and_its_runs_go_in_slices,
+    an_erased_conversation_takes_along_what_its_runs_called,
     what_is_over_goes_when_it_is_old,
 );
 
@@ -166,14 +167,46 @@ async fn an_erased_conversation_is_gone_and_its_runs_go_in_slices(store: SharedS
     assert_eq!(absent, ConversationOutcome::Absent);
     let sweep = ConversationSweep { only: Some(conv(1)), quiet_since: None, now: at(20) };
     let first = store.sweep_conversations(sweep).await.unwrap();
-    assert!(first.gone < 25 && first.more.is_some(), "{first:?}");
+    assert!(first.gone < 25 && first.more, "{first:?}");
     let second = store.sweep_conversations(sweep).await.unwrap();
     // The runs, and the conversation.
-    assert_eq!((first.gone + second.gone, second.more), (26, None));
+    assert_eq!((first.gone + second.gone, second.more), (26, false));
     assert_eq!(store.sweep_conversations(sweep).await.unwrap().gone, 0);
     assert!(store.read_facts(HOME, run_id(7), 0).await.unwrap().is_empty());
     assert_eq!(row(&store, 50).await.status, RunStatus::Queued);
     assert_eq!(get(&store, 2).await.active_run_id, Some(run_id(50)));
+}
+
+async fn an_erased_conversation_takes_along_what_its_runs_called(store: SharedStore) {
+    begin(&store, 1).await;
+    for n in 1..=2 {
+        ask(&store, n, 1, OnBusy::Reject).await;
+        end(&store, n, 1, 1).await;
+    }
+    let called = |n, parent| {
+        let mut new = driven_run(n);
+        new.row.parent_run_id = Some(run_id(parent));
+        new
+    };
+    create(&store, vec![called(30, 1), called(31, 30), called(32, 2)]).await;
+    let over =
+        async |n| append_to(&store, n, 1, vec![completed(run_id(n), 2)], Some(ends(2))).await;
+    over(30).await;
+    over(32).await;
+    erase(&store, 1).await;
+    let sweep = ConversationSweep { only: Some(conv(1)), quiet_since: None, now: at(20) };
+    let swept = store.sweep_conversations(sweep).await.unwrap();
+    assert_eq!((swept.runs, swept.more), (vec![run_id(32), run_id(2)], false), "31 has not ended");
+    assert!(store.load_run(HOME, run_id(30)).await.unwrap().is_some());
+    over(31).await;
+    let mut swept = store.sweep_conversations(sweep).await.unwrap();
+    swept.runs.sort_unstable();
+    assert_eq!(swept.runs, [run_id(1), run_id(30), run_id(31)]);
+    // And the conversation.
+    assert_eq!((swept.gone, swept.more), (4, false));
+    for n in 30..=32 {
+        assert_eq!(store.load_run(HOME, run_id(n)).await.unwrap(), None);
+    }
 }
 
 async fn what_is_over_goes_when_it_is_old(store: SharedStore) {
@@ -197,7 +230,7 @@ async fn what_is_over_goes_when_it_is_old(store: SharedStore) {
     let sweep = |quiet| ConversationSweep { only: None, quiet_since: quiet, now: at(100_000) };
     assert_eq!(store.sweep_conversations(sweep(None)).await.unwrap().gone, 0);
     let swept = store.sweep_conversations(sweep(Some(at(80_000)))).await.unwrap();
-    assert_eq!((swept.gone, swept.more), (2, None));
+    assert_eq!((swept.gone, swept.more), (2, false));
     for (n, there) in [(1, false), (2, true), (3, false), (4, true), (5, true)] {
         let found = store.load_conversation(HOME, conv(n)).await.unwrap();
         assert_eq!(found.is_some(), there, "conversation {n}");

@@ -54,10 +54,11 @@ pub fn tool_calls(calls: &[(&str, &str)]) -> Reply {
     for (index, (tool, _)) in calls.iter().enumerate() {
         deltas.push(call(index, json!(format!("prov_{index}")), json!(tool), ""));
     }
-    let longest = calls.iter().map(|(_, arguments)| fragments(arguments).len()).max();
-    for round in 0..longest.unwrap_or(0) {
-        for (index, (_, arguments)) in calls.iter().enumerate() {
-            if let Some(piece) = fragments(arguments).get(round) {
+    let pieces: Vec<Vec<String>> =
+        calls.iter().map(|(_, arguments)| fragments(arguments)).collect();
+    for round in 0..pieces.iter().map(Vec::len).max().unwrap_or(0) {
+        for (index, pieces) in pieces.iter().enumerate() {
+            if let Some(piece) = pieces.get(round) {
                 deltas.push(call(index, Value::Null, Value::Null, piece));
             }
         }

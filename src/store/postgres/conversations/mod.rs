@@ -1,4 +1,6 @@
-//! Conversations and their messages: made, read, listed, changed by those who are no run, erased.
+//! Conversations and their messages: made, read, listed, changed by those who are no run; [`erase`]: gone.
+
+mod erase;
 
 use sqlx::FromRow as _;
 use sqlx::Row as _;
@@ -13,8 +15,8 @@ use crate::domain::page::{Listed, Order, Page};
 use crate::domain::time::Timestamp;
 use crate::store::rows::{self, ConversationFields};
 use crate::store::{
-    ConversationDecision, ConversationOutcome, ConversationSweep, ConversationWrite, MessageRange,
-    NewKey, Result, Swept, Written,
+    ConversationDecision, ConversationOutcome, ConversationWrite, MessageRange, NewKey, Result,
+    Written,
 };
 
 use super::connections::Lease;
@@ -164,81 +166,6 @@ and c.conversation_id = $2
 and c.deleted_at is null
 and m.message_id = $3";
 
-/// By primary keys and `runs_by_conversation`. From here on nobody finds any of it.
-const ERASE: &str = "\
-with messages as (
-    delete from conversation_messages m
-    where m.conversation_id = $2
-), runs as (
-    update runs r
-    set deleted_at = $3,
-        rev = r.rev + 1,
-        end_user_id = null
-    where r.workspace_id = $1
-    and r.conversation_id = $2
-    and r.deleted_at is null
-)
-update conversations c
-set deleted_at = $3,
-    system_prompt = null,
-    parameters = '{}',
-    metadata = '{}'
-where c.workspace_id = $1
-and c.conversation_id = $2";
-
-/// By `conversations_by_age`: those that are over. Whoever is at work in one has it locked.
-const OLD: &str = "\
-select c.workspace_id, c.conversation_id
-from conversations c
-where c.last_active_at < $1
-and c.deleted_at is null
-and c.active_run_id is null
-and c.queued_runs = 0
-and (c.closed_at is not null or c.expires_at <= $2)
-order by c.last_active_at
-limit $3
-for update skip locked";
-
-/// By `conversations_deleted`, or the primary key, and `runs_by_conversation`. `fact_seq` is 0 once a
-/// run's log is gone.
-const LEFT: &str = "\
-select r.workspace_id, r.run_id
-from (
-    select c.workspace_id, c.conversation_id
-    from conversations c
-    where c.deleted_at is not null
-    and ($1::uuid is null or c.conversation_id = $1)
-    order by c.deleted_at
-    limit 16
-) c
-cross join lateral (
-    select r.workspace_id, r.run_id
-    from runs r
-    where r.workspace_id = c.workspace_id
-    and r.conversation_id = c.conversation_id
-    and r.fact_seq > 0
-    limit $2
-) r
-limit $2";
-
-/// By `conversations_deleted`: those of which nothing is left.
-const BURY: &str = "\
-delete from conversations c
-where c.deleted_at is not null
-and ($1::uuid is null or c.conversation_id = $1)
-and not exists (
-    select 1
-    from runs r
-    where r.workspace_id = c.workspace_id
-    and r.conversation_id = c.conversation_id
-    and r.fact_seq > 0
-)";
-
-/// Conversations that a slice erases for their age.
-const OLD_IN_A_SLICE: i64 = 20;
-/// Runs that a slice erases: each has 50,000 events at most, and most have twenty.
-const RUNS_IN_A_SLICE: i64 = 20;
-
 impl PostgresStore {
     pub(super) async fn insert_conversation_row(
         &self,
@@ -344,24 +271,6 @@ impl PostgresStore {
         let row = lease.row(query).await.map_err(failure::of_read)?;
         row.map(|row| row.try_get("message_index").map_err(failure::of_value)).transpose()
     }
-
-    pub(super) async fn sweep_conversation_rows(
-        &self,
-        sweep: ConversationSweep,
-    ) -> Result<Swept<()>> {
-        let mut lease = self.general.lease().await.map_err(failure::of_lease)?;
-        lease.begin().await.map_err(failure::of_read)?;
-        match sweep_in(&mut lease, sweep).await {
-            Ok(swept) => {
-                lease.commit().await.map_err(failure::of_write)?;
-                Ok(swept)
-            }
-            Err(error) => {
-                lease.rollback().await;
-                Err(error)
-            }
-        }
-    }
 }
 
 async fn insert_in(
@@ -417,7 +326,7 @@ async fn converse(lease: &mut Lease<'_>, write: &ConversationWrite) -> Result<Co
             *conversation
         }
         ConversationDecision::Erase { at } => {
-            erase(lease, write.workspace_id, write.conversation_id, at).await?;
+            erase::erase(lease, write.workspace_id, write.conversation_id, at).await?;
             before
         }
     };
@@ -435,50 +344,6 @@ async fn change(lease: &mut Lease<'_>, conversation: &Conversation) -> Result<()
         .bind(conversation.last_active_at.millis());
     lease.change(query).await.map_err(failure::of_read)?;
     Ok(())
-}
-
-async fn erase(
-    lease: &mut Lease<'_>,
-    workspace_id: WorkspaceId,
-    conversation_id: ConversationId,
-    at: Timestamp,
-) -> Result<()> {
-    let query =
-        sqlx::query(ERASE).bind(workspace_id.0).bind(conversation_id.uuid()).bind(at.millis());
-    lease.change(query).await.map_err(failure::of_read)?;
-    Ok(())
-}
-
-async fn sweep_in(lease: &mut Lease<'_>, sweep: ConversationSweep) -> Result<Swept<()>> {
-    let mut gone = 0;
-    let mut old = 0;
-    if let Some(quiet_since) = sweep.quiet_since {
-        let query = sqlx::query(OLD)
-            .bind(quiet_since.millis())
-            .bind(sweep.now.millis())
-            .bind(OLD_IN_A_SLICE);
-        for row in lease.rows(query).await.map_err(failure::of_read)? {
-            let workspace_id: i32 = row.try_get("workspace_id").map_err(failure::of_value)?;
-            let id: Uuid = row.try_get("conversation_id").map_err(failure::of_value)?;
-            let id = ConversationId::from_uuid(id);
-            erase(lease, WorkspaceId(workspace_id), id, sweep.now).await?;
-            old += 1;
-        }
-    }
-    let only = sweep.only.map(ConversationId::uuid);
-    let left = sqlx::query(LEFT).bind(only).bind(RUNS_IN_A_SLICE);
-    let left = lease.rows(left).await.map_err(failure::of_read)?;
-    for row in &left {
-        let workspace_id: i32 = row.try_get("workspace_id").map_err(failure::of_value)?;
-        let run_id: Uuid = row.try_get("run_id").map_err(failure::of_value)?;
-        super::guest::erase_log(lease, WorkspaceId(workspace_id), run_id, sweep.now).await?;
-        gone += 1;
-    }
-    let more = old == OLD_IN_A_SLICE || left.len() as i64 == RUNS_IN_A_SLICE;
-    if !more {
-        gone += lease.change(sqlx::query(BURY).bind(only)).await.map_err(failure::of_read)?;
-    }
-    Ok(Swept { gone, more: more.then_some(()) })
 }
 
 /// The conversation out of its columns.

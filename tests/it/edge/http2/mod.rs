@@ -1,5 +1,8 @@
 //! HTTP/2 without TLS, by prior knowledge: it works, and its own ways to be slow or many do not.
 
+mod frames;
+mod windows;
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,6 +13,10 @@ use futures_util::stream;
 use reqwest::{Method, Version};
 use serde_json::json;
 
+use self::frames::{
+    CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, frame,
+    get, literal, post,
+};
 use super::wire::Wire;
 use super::{create, is_documented_error, sqlite};
 use crate::support::client::{Client, Frame};
@@ -66,7 +73,7 @@ async fn who_is_slow_to_ask_does_not_keep_an_http2_connection() {
     let server = Setup::new(sqlite(&folder), "").start().await;
     let address = server.client.address();
     let never_asks = gives_up(address, PREFACE.to_vec(), Vec::new(), HEAD, &report);
-    let endless = [PREFACE, &frame(HEADERS, 0, 1, &get())].concat();
+    let endless = [PREFACE, &frame(HEADERS, 0, 1, &get("/healthz"))].concat();
     let next = frame(CONTINUATION, 0, 1, &[]);
     let never_ends_its_head = gives_up(address, endless, next.clone(), HEAD, &report);
     let pings = frame(PING, 0, 0, &[0; 8]);
@@ -76,8 +83,9 @@ async fn who_is_slow_to_ask_does_not_keep_an_http2_connection() {
     // The same on a connection that has been used; a minute and more, so not in CI.
     let used = async {
         if pick(false, true) {
-            let asked = [PREFACE, &frame(HEADERS, END_HEADERS | END_STREAM, 1, &get())].concat();
-            let half = [asked.clone(), frame(HEADERS, 0, 3, &get())].concat();
+            let asked =
+                [PREFACE, &frame(HEADERS, END_HEADERS | END_STREAM, 1, &get("/healthz"))].concat();
+            let half = [asked.clone(), frame(HEADERS, 0, 3, &get("/healthz"))].concat();
             tokio::join!(
                 gives_up(address, asked.clone(), pings, IDLE, &report),
                 gives_up(address, asked, Vec::new(), IDLE, &report),
@@ -152,17 +160,17 @@ async fn floods_of_frames_hurt_nobody_else() {
     let count = pick(20_000, 500_000);
     let reset = |n: u32| {
         let id = n * 2 + 1;
-        let ask = frame(HEADERS, END_HEADERS | END_STREAM, id, &get());
+        let ask = frame(HEADERS, END_HEADERS | END_STREAM, id, &get("/healthz"));
         [ask, frame(RST_STREAM, 0, id, &8_u32.to_be_bytes())].concat()
     };
     flood(&server, "requests that are reset", count, reset, &report).await;
     let head = |n: u32| match n {
-        0 => frame(HEADERS, 0, 1, &get()),
+        0 => frame(HEADERS, 0, 1, &get("/healthz")),
         _ => frame(CONTINUATION, 0, 1, &literal("x-flood", &"f".repeat(8_000))),
     };
     flood(&server, "a head without end", count / 20, head, &report).await;
     let nothing = |n: u32| match n {
-        0 => frame(HEADERS, 0, 1, &get()),
+        0 => frame(HEADERS, 0, 1, &get("/healthz")),
         _ => frame(CONTINUATION, 0, 1, &[]),
     };
     flood(&server, "a head without end, of nothing", count, nothing, &report).await;
@@ -230,54 +238,4 @@ async fn until_gone(server: &Server, client: SocketAddr, what: &str, report: &Re
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     report.check(!held().contains(&client), || format!("{what}: its connection is still held"));
-}
-
-// ------------------------------------------------------------------------------- frames, by hand
-
-/// How a client begins, with settings that change nothing.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("a length").to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// `GET /healthz`, in HPACK without its compression.
-fn get() -> Vec<u8> {
-    // Of the static table: the method, the scheme; then a path and an authority, spelt out.
-    [b"\x82\x86\x04\x08/healthz".as_slice(), b"\x01\x01x"].concat()
-}
-
-/// `POST /v1/agents`, of JSON.
-fn post() -> Vec<u8> {
-    let head = [b"\x83\x86\x04\x0a/v1/agents".as_slice(), b"\x01\x01x"].concat();
-    [head, literal("content-type", "application/json")].concat()
-}
-
-/// A header that is not to be remembered.
-fn literal(name: &str, value: &str) -> Vec<u8> {
-    let text = |text: &str| [length(text.len()), text.as_bytes().to_vec()].concat();
-    [vec![0], text(name), text(value)].concat()
-}
-
-/// A number with a prefix of seven bits (RFC 7541, section 5.1).
-fn length(mut n: usize) -> Vec<u8> {
-    if n < 127 {
-        return vec![n as u8];
-    }
-    let mut bytes = vec![127];
-    n -= 127;
-    while n >= 128 {
-        bytes.push((n % 128) as u8 | 128);
-        n /= 128;
-    }
-    bytes.push(n as u8);
-    bytes
 }
