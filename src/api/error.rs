@@ -86,9 +86,9 @@ codes! {
     /// The run has not ended yet.
     RunActive = CONFLICT, true, "Wait until the run has ended, or cancel it first.";
     /// The run has ended.
-    RunEnded = CONFLICT, false, "Start a new run.";
+    RunEnded = CONFLICT, false, "Read the run for its result. To go on from it, fork it; else start a new run.";
     /// Somebody else decided already.
-    AlreadyDecided = CONFLICT, false, "Read the run to see what was decided.";
+    AlreadyDecided = CONFLICT, false, "Nothing is left to answer: GET /v1/runs/{run_id}/steps says what became of the call.";
     /// The body is larger than 4 MiB.
     BodyTooLarge = PAYLOAD_TOO_LARGE, false, "Send at most 4 MiB; pass large files by url.";
     /// The address is longer than 8 KiB.
@@ -267,7 +267,9 @@ impl From<AppError> for ApiError {
             AppError::AlreadyDecided(_) => ErrorCode::AlreadyDecided,
             AppError::Invalid(_) => ErrorCode::ValidationFailed,
             AppError::DestinationNotAllowed(_) => ErrorCode::DestinationNotAllowed,
-            AppError::UnknownField { .. } => ErrorCode::UnknownField,
+            AppError::UnknownField { .. } | AppError::UnknownParameter(_) => {
+                ErrorCode::UnknownField
+            }
             AppError::UnknownCursor => ErrorCode::InvalidCursor,
             AppError::KeyReused => ErrorCode::IdempotencyKeyReused,
             AppError::Contended => ErrorCode::Unavailable,

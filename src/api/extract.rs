@@ -1,4 +1,4 @@
-//! What a request holds: its JSON body, and the id in its path.
+//! What a request that changes something holds: its JSON body, its query, and the id in its path.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::domain::limits::MAX_DEPTH;
 
 use super::edge::Noted;
 use super::idempotency::Keyed;
+use super::query::Query;
 use super::{ApiError, ApiState, ErrorCode};
 
 /// Larger bodies are refused.
@@ -28,11 +29,14 @@ pub const MAX_DISCARDED_BYTES: usize = 32 * 1024 * 1024;
 /// A body that has not arrived by then is not coming: nobody may hold a connection with a drip.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A parsed body, not yet read as any type: what a repeated request gets is decided before that.
+/// A parsed body, not yet read as any type: what a repeated request gets is decided before that. The
+/// query comes with it, and is refused when the body is read, unless the operation has taken it.
 #[derive(Debug)]
 pub struct JsonBody {
     /// The document; null when nothing was sent.
     value: Value,
+    /// What stands behind the path. Most operations with a body know no parameters.
+    query: Query,
     /// What idempotency needs.
     keyed: Keyed,
 }
@@ -53,6 +57,11 @@ impl JsonBody {
         &self.keyed
     }
 
+    /// The query, for an operation that knows parameters.
+    pub fn take_query(&mut self) -> Query {
+        std::mem::take(&mut self.query)
+    }
+
     /// Reads the body, which must be there.
     ///
     /// # Errors
@@ -66,6 +75,7 @@ impl JsonBody {
     /// # Errors
     /// `unknown_field`, `validation_failed`.
     pub fn read_or_empty<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        self.query.nothing()?;
         let value = if self.value.is_null() { Value::Object(Map::new()) } else { self.value };
         Ok(reading::read(value)?)
     }
@@ -73,8 +83,9 @@ impl JsonBody {
     /// The body, which must be there.
     ///
     /// # Errors
-    /// `invalid_json`.
+    /// `invalid_json`, `unknown_field`.
     pub fn document(self) -> Result<Value, ApiError> {
+        self.query.nothing()?;
         if self.value.is_null() {
             return Err(ApiError::new(ErrorCode::InvalidJson, "The body is empty."));
         }
@@ -86,6 +97,7 @@ impl JsonBody {
     /// # Errors
     /// `unknown_field`, `validation_failed`.
     pub fn nothing(&self) -> Result<(), ApiError> {
+        self.query.nothing()?;
         match &self.value {
             Value::Null => Ok(()),
             Value::Object(fields) => match fields.keys().next() {
@@ -106,6 +118,7 @@ impl FromRequest<ApiState> for JsonBody {
 
     async fn from_request(request: Request, _state: &ApiState) -> Result<Self, Self::Rejection> {
         let (parts, body) = request.into_parts();
+        let query = Query::of(&parts.uri);
         media_type(&parts.headers)?;
         let bytes = collect(body).await?;
         let value = if bytes.is_empty() {
@@ -117,7 +130,7 @@ impl FromRequest<ApiState> for JsonBody {
         };
         let noted = parts.extensions.get::<Noted>().cloned().unwrap_or_default();
         let keyed = Keyed::new(&parts.headers, parts.uri.path(), noted);
-        Ok(Self { value, keyed })
+        Ok(Self { value, query, keyed })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Query strings: every parameter is known, given once (unless it may be repeated), and of its type.
 
 use axum::extract::FromRequestParts;
+use axum::http::Uri;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -45,7 +46,22 @@ impl<T: IntoParams + DeserializeOwned> Parameters for T {
 #[derive(Debug)]
 pub struct Both<A, B>(pub A, pub B);
 
+impl Default for Query {
+    fn default() -> Self {
+        Self(Ok(Vec::new()))
+    }
+}
+
 impl Query {
+    /// The query of a request.
+    pub fn of(uri: &Uri) -> Self {
+        if uri.query().is_none_or(str::is_empty) {
+            return Self::default();
+        }
+        let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
+        Self(pairs.map(|axum::extract::Query(pairs)| pairs).map_err(|_| ()))
+    }
+
     /// Reads one set of parameters.
     ///
     /// # Errors
@@ -72,8 +88,8 @@ impl Query {
     ///
     /// # Errors
     /// `unknown_field`.
-    pub fn nothing(self) -> Result<(), ApiError> {
-        self.known(&[]).map(|_| ()).map_err(ApiError::from)
+    pub fn nothing(&self) -> Result<(), ApiError> {
+        self.clone().known(&[]).map(|_| ()).map_err(ApiError::from)
     }
 
     fn known(self, names: &[String]) -> Result<Map<String, Value>, AppError> {
@@ -81,7 +97,7 @@ impl Query {
         let mut values = Map::new();
         for (name, value) in pairs {
             if !names.contains(&name) {
-                return Err(AppError::UnknownField { pointer: format!("/{name}"), field: name });
+                return Err(AppError::UnknownParameter(name));
             }
             // No column can hold it, and no id or word has it.
             if value.contains('\0') {
@@ -112,11 +128,7 @@ impl FromRequestParts<ApiState> for Query {
         parts: &mut Parts,
         _state: &ApiState,
     ) -> Result<Self, Self::Rejection> {
-        if parts.uri.query().is_none_or(str::is_empty) {
-            return Ok(Self(Ok(Vec::new())));
-        }
-        let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
-        Ok(Self(pairs.map(|axum::extract::Query(pairs)| pairs).map_err(|_| ())))
+        Ok(Self::of(&parts.uri))
     }
 }
 

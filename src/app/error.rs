@@ -65,13 +65,16 @@ pub enum AppError {
     #[error("{0}")]
     DestinationNotAllowed(Problems),
     /// A field that is not known.
-    #[error("The field {field:?} is not known.")]
+    #[error("The field {field:?} at {pointer} is not known.")]
     UnknownField {
         /// Where, as a JSON pointer.
         pointer: String,
         /// Its name.
         field: String,
     },
+    /// A query parameter that is not known.
+    #[error("The query parameter {0:?} is not known.")]
+    UnknownParameter(String),
     /// A cursor that names nothing in the list.
     #[error("The cursor is not an id that this list has had.")]
     UnknownCursor,
@@ -110,6 +113,7 @@ impl AppError {
                 json!({ "errors": problems.clone().into_vec() })
             }
             Self::UnknownField { pointer, field } => json!({ "pointer": pointer, "field": field }),
+            Self::UnknownParameter(name) => json!({ "pointer": format!("/{name}"), "field": name }),
             Self::VersionConflict { current } => json!({ "current_version": current }),
             Self::AlreadyDecided(call_id) => json!({ "call_id": call_id }),
             Self::RunActive { run_id, status } | Self::RunEnded { run_id, status } => {
@@ -177,10 +181,13 @@ impl AppError {
                 Some("Go on in a new conversation.".to_owned())
             }
             Self::NotFound("call") => {
-                Some("Read the run: required_actions lists the calls that wait.".to_owned())
+                Some("Use a call_id of the run's required_actions: GET the run to see them.".to_owned())
             }
             Self::RunEnded { status: RunStatus::Cancelling, .. } => {
                 Some("Wait until the run has ended, then start or fork a new one.".to_owned())
+            }
+            Self::UnknownParameter(_) => {
+                Some("Remove the query parameter, or correct its name.".to_owned())
             }
             Self::VersionConflict { current } => Some(format!(
                 "Read the agent again, apply your change to version {current}, and send If-Match: \"{current}\"."

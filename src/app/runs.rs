@@ -11,7 +11,7 @@ use crate::domain::ids::RunId;
 use crate::domain::message::Input;
 use crate::domain::page::{Listed, Page};
 use crate::domain::plan::Plan;
-use crate::domain::problem::Problems;
+use crate::domain::problem::{Problem, Problems};
 use crate::domain::run::RunConfig;
 use crate::domain::step::Step;
 use crate::log::{Created, Cursor, Draft, Erased};
@@ -74,11 +74,13 @@ impl App {
         mut request: RunRequest,
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
+        let said = request.config.clone();
         if let Some(turn) = &request.turn {
-            request.config = request.config.or(&turn.conversation.parameters);
+            request.config = said.or(&turn.conversation.parameters);
         }
         for _ in 0..MAX_RACES {
-            agent = self.checked(caller, agent, &mut request).await?;
+            let checked = self.checked(caller, agent, &mut request).await;
+            agent = checked.map_err(|error| tell_inherited(error, &said))?;
             let run_id = self.log.clock.run_id();
             let key = self.new_key(caller, key, &run_id);
             let new = self.new_run(caller, run_id, &agent, &mut request, key.clone())?;
@@ -326,4 +328,25 @@ impl App {
         request.input = has_input.then_some(input);
         Ok(new)
     }
+}
+
+/// Of what is wrong with a config, what the request did not say comes from its conversation: to whoever
+/// reads the error, it is in a field that is not there, and can be overruled by one that is.
+fn tell_inherited(error: AppError, said: &RunConfig) -> AppError {
+    let AppError::Invalid(problems) = error else { return error };
+    let said = serde_json::to_value(said).unwrap_or_default();
+    let mut told = Problems::new();
+    for Problem { pointer, message } in problems.into_vec() {
+        let rest = pointer.strip_prefix("/config/");
+        match rest.and_then(|rest| rest.split('/').next()).filter(|f| said.get(f).is_none()) {
+            Some(field) => told.add(
+                format!("/config/{field}"),
+                format!(
+                    "is left out, and in the conversation's parameters {message}: send another"
+                ),
+            ),
+            None => told.add(pointer, message),
+        }
+    }
+    AppError::Invalid(told)
 }

@@ -104,12 +104,16 @@ impl App {
         let events_url = format!("{status_url}/events");
         let next = next(row.status, now.since(row.created_at), &status_url, &events_url);
         let retry_after_seconds = next.retry_after_seconds;
-        let instructions = match (required_actions.first(), next.instructions) {
-            (Some(action), Some(meanwhile)) if row.status != RunStatus::RequiresAction => {
-                Some(format!("{meanwhile} {}", answer_at(action, &status_url)))
+        let instructions = match (answer_at(&required_actions, &status_url), next.instructions) {
+            (Some(answer), Some(meanwhile)) if row.status != RunStatus::RequiresAction => {
+                Some(format!("{meanwhile} {answer}"))
             }
-            (Some(action), _) => Some(answer_at(action, &status_url)),
+            (Some(answer), _) => Some(answer),
             (None, instructions) => instructions,
+        };
+        let status_message = match row.status {
+            RunStatus::RequiresAction => waiting_for(&required_actions),
+            _ => row.status_message.clone(),
         };
         let (result, error, incomplete_reason) = match ended {
             Some(ended) => (ended.result, ended.error, ended.incomplete_reason),
@@ -125,7 +129,7 @@ impl App {
             forked_from_run_id: row.forked_from_run_id,
             end_user_id: row.end_user_id,
             status: row.status,
-            status_message: row.status_message,
+            status_message,
             input: None,
             model: body.model,
             result: ResultView::LeftOut,
@@ -208,12 +212,33 @@ fn next(status: RunStatus, age: Duration, status_url: &str, events_url: &str) ->
     }
 }
 
-fn answer_at(action: &RequiredAction, status_url: &str) -> String {
-    let place = match action.action_type {
-        ActionType::Approval => "approvals",
-        ActionType::ToolResult | ActionType::ToolOutcome => "tool-results",
+/// Where open actions are answered: each kind has its place.
+fn answer_at(actions: &[RequiredAction], status_url: &str) -> Option<String> {
+    let wait = |is_approval: bool| {
+        actions.iter().any(|a| (a.action_type == ActionType::Approval) == is_approval)
     };
-    format!("Answer required_actions at {status_url}/{place}.")
+    match (wait(true), wait(false)) {
+        (false, false) => None,
+        (true, false) => Some(format!("Answer required_actions at {status_url}/approvals.")),
+        (false, true) => Some(format!("Answer required_actions at {status_url}/tool-results.")),
+        (true, true) => Some(format!(
+            "Answer required_actions: those of type approval at {status_url}/approvals, the others at \
+             {status_url}/tool-results."
+        )),
+    }
+}
+
+/// What a parked run waits for, in a few words.
+fn waiting_for(actions: &[RequiredAction]) -> Option<String> {
+    let [action] = actions else {
+        return (!actions.is_empty()).then(|| format!("Waiting for {} answers", actions.len()));
+    };
+    let tool = &action.tool;
+    Some(match action.action_type {
+        ActionType::Approval => format!("Waiting for approval of {tool}"),
+        ActionType::ToolResult => format!("Waiting for the result of {tool}"),
+        ActionType::ToolOutcome => format!("Waiting for somebody to say what became of {tool}"),
+    })
 }
 
 #[cfg(test)]
@@ -225,6 +250,34 @@ mod tests {
         let seconds = [0, 9, 10, 59, 60, 299, 300, 1_799, 1_800, 90_000];
         let waits = seconds.map(|s| retry_after_seconds(Duration::from_secs(s)));
         assert_eq!(waits, [1, 1, 2, 2, 5, 5, 10, 10, 30, 30]);
+    }
+
+    #[test]
+    fn a_run_says_where_each_of_its_actions_is_answered_and_what_it_waits_for() {
+        let action = |action_type| RequiredAction {
+            action_type,
+            run_id: RunId::from_uuid(uuid::Uuid::nil()),
+            call_id: crate::domain::ids::CallId::from_uuid(uuid::Uuid::nil()),
+            tool: "send".to_owned(),
+            arguments: serde_json::json!({}),
+            expires_at: None,
+        };
+        let (approval, result) = (action(ActionType::Approval), action(ActionType::ToolResult));
+        let at = |actions: &[RequiredAction]| answer_at(actions, "/r").unwrap_or_default();
+        assert_eq!(answer_at(&[], "/r"), None);
+        assert_eq!(at(std::slice::from_ref(&approval)), "Answer required_actions at /r/approvals.");
+        assert_eq!(
+            at(std::slice::from_ref(&result)),
+            "Answer required_actions at /r/tool-results."
+        );
+        let both = at(&[result.clone(), approval.clone()]);
+        assert!(both.contains("/r/approvals") && both.contains("/r/tool-results"), "{both}");
+        assert_eq!(waiting_for(&[]), None);
+        assert_eq!(
+            waiting_for(std::slice::from_ref(&approval)).as_deref(),
+            Some("Waiting for approval of send")
+        );
+        assert_eq!(waiting_for(&[approval, result]).as_deref(), Some("Waiting for 2 answers"));
     }
 
     #[test]

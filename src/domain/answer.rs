@@ -133,7 +133,10 @@ pub fn decide(
         Met::Open(_, call, ActionType::ToolResult | ActionType::ToolOutcome)
             if call.decided.is_none() =>
         {
-            return Err(invalid("/call_id", "waits for tool-results, not for an approval"));
+            return Err(invalid(
+                "/call_id",
+                "is of a call that waits for its result, not for an approval: post it to tool-results",
+            ));
         }
         Met::Open(_, call, _) | Met::Closed(call) => return Err(too_late(folded, call)),
     };
@@ -212,7 +215,10 @@ fn is_decided_so(call: &Call, verdict: &Verdict) -> bool {
 pub fn report(folded: &Folded, report: &Report, now: Timestamp) -> Result<Vec<Event>, Refusal> {
     let (step, call, about) = match meet(folded, report.call_id, now)? {
         Met::Open(_, _, ActionType::Approval) => {
-            return Err(invalid("/call_id", "waits for an approval first"));
+            return Err(invalid(
+                "/call_id",
+                "is of a call that waits for an approval first: decide it at approvals",
+            ));
         }
         Met::Open(step, call, about) => (step, call, about),
         Met::Closed(call) if is_said_so(call, &report.said) => return Ok(Vec::new()),
@@ -235,7 +241,7 @@ pub fn report(folded: &Folded, report: &Report, now: Timestamp) -> Result<Vec<Ev
             expires_at: None,
         }),
         (Said::Again, ActionType::ToolResult | ActionType::Approval) => {
-            let message = "only a call whose outcome is unknown can be made again";
+            let message = "goes with actions of type tool_outcome only";
             return Err(invalid("/retry", message));
         }
     };

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::limits;
+use super::place;
 use super::problem::Problems;
 
 /// Who speaks.
@@ -96,9 +97,7 @@ impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::String(text) => Ok(Self::Text(text)),
-            parts @ Value::Array(_) => {
-                serde_json::from_value(parts).map(Self::Parts).map_err(D::Error::custom)
-            }
+            parts @ Value::Array(_) => place::read_at("", parts).map(Self::Parts),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {
                 Err(D::Error::custom("must be a text or a list of parts"))
             }
@@ -188,9 +187,7 @@ impl<'de> Deserialize<'de> for Input {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::String(text) => Ok(Self::Text(text)),
-            list @ Value::Array(_) => {
-                serde_json::from_value(list).map(Self::Messages).map_err(D::Error::custom)
-            }
+            list @ Value::Array(_) => place::read_at("", list).map(Self::Messages),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => Err(
                 D::Error::custom("must be a text or a list of messages {\"role\", \"content\"}"),
             ),

@@ -10,7 +10,8 @@
 //! and those that it calls are to each other, and [`fork`] says what a new run takes over from another.
 //! [`conversation`] is what is said over several runs, [`window`] how much of it a model sees, and
 //! [`tokens`] how that is measured.
-//! [`retention`] says how long all of it is kept, and [`egress`] where tools may reach.
+//! [`retention`] says how long all of it is kept, and [`egress`] where tools may reach. [`problem`] and
+//! [`place`] say what is wrong with a document, and where.
 //!
 //! To add an event: add its struct and its line in [`event`], teach [`fold`] to read it (if it is a
 //! fact), put an old sample of it in `tests/it/corpus`, and regenerate `openapi.yaml`.
@@ -32,6 +33,7 @@ pub mod model;
 pub mod money;
 pub mod overtaken;
 pub mod page;
+pub mod place;
 pub mod plan;
 pub mod problem;
 pub mod retention;

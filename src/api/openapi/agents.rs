@@ -32,7 +32,17 @@ impl PartialSchema for CreateAgentRequest {
             "description": "Use for questions about sales figures.",
             "model": "openai/gpt-4o",
             "system_prompt": "You are a careful analyst.",
-            "tools": [{"type": "builtin", "name": "current_time"}],
+            "tools": [
+                {"type": "http", "name": "get_sales", "method": "GET", "effect": "read",
+                 "description": "Sales of a quarter, by region. Call it before you name a figure.",
+                 "url": "https://sales.example.com/quarters/{quarter}",
+                 "parameters": {"type": "object", "required": ["quarter"],
+                                "properties": {"quarter": {"type": "string", "examples": ["2026-Q4"]}}}},
+                {"type": "client", "name": "send_report", "requires_approval": true,
+                 "description": "Sends the report to the board. Only when the user asks for it.",
+                 "parameters": {"type": "object", "required": ["text"],
+                                "properties": {"text": {"type": "string"}}}}
+            ],
             "max_cost_usd": 0.5
         })];
         object.into()

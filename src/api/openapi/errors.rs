@@ -37,12 +37,19 @@ const WRITES: [E; 6] = [
 /// What each operation may answer beside those.
 fn own(operation_id: &str) -> &'static [E] {
     match operation_id {
-        "create_agent" => &[E::AlreadyExists, E::ValidationFailed, E::NotFound],
+        "create_agent" => {
+            &[E::AlreadyExists, E::ValidationFailed, E::DestinationNotAllowed, E::NotFound]
+        }
         "list_agents" | "list_runs" => &[E::InvalidCursor, E::ValidationFailed, E::UnknownField],
         "get_agent" | "get_run" => &[E::NotFound, E::ValidationFailed, E::UnknownField],
-        "update_agent" => {
-            &[E::NotFound, E::ReadOnly, E::AgentArchived, E::VersionConflict, E::ValidationFailed]
-        }
+        "update_agent" => &[
+            E::NotFound,
+            E::ReadOnly,
+            E::AgentArchived,
+            E::VersionConflict,
+            E::ValidationFailed,
+            E::DestinationNotAllowed,
+        ],
         "archive_agent" => &[E::NotFound, E::ReadOnly, E::ValidationFailed],
         "list_agent_versions" | "list_run_log" | "list_run_steps" | "stream_run_events" => {
             &[E::NotFound, E::InvalidCursor, E::ValidationFailed, E::UnknownField]

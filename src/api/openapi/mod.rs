@@ -73,6 +73,10 @@ fn tags() -> Vec<Tag> {
         ),
         ("runs", "One execution of an agent, from its input to its end."),
         (
+            "conversations",
+            "What is said over several runs of one agent: each turn reads what was said before.",
+        ),
+        (
             "actions",
             "What people and programs say to a run: approvals, results of tools, messages.",
         ),

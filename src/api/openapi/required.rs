@@ -4,17 +4,27 @@
 use utoipa::openapi::{Components, RefOr, Schema};
 
 /// Types that only answers have, with the fields that may be left out.
-const ANSWERS: [(&str, &[&str]); 12] = [
+const ANSWERS: [(&str, &[&str]); 22] = [
     ("Run", &["input", "result", "steps"]),
     ("RunError", &[]),
     ("RunResult", &[]),
     ("RequiredAction", &[]),
     ("Step", &[]),
-    ("StepCall", &[]),
+    ("StepCall", &["child_run_id"]),
+    ("OpenApproval", &[]),
+    ("SteeringTaken", &[]),
+    ("Conversation", &[]),
+    ("Message", &["tool_calls", "call_id", "tool", "is_error", "run_id"]),
+    ("MessageCall", &[]),
+    ("Completion", &[]),
+    ("Heartbeat", &[]),
     ("Usage", &[]),
     ("AgentList", &[]),
     ("AgentVersionList", &[]),
     ("RunList", &[]),
+    ("ApprovalList", &[]),
+    ("ConversationList", &[]),
+    ("MessageList", &[]),
     ("StepList", &[]),
     ("Health", &[]),
 ];

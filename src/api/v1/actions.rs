@@ -94,8 +94,8 @@ fn call(text: &str) -> Result<CallId, AppError> {
 /// `tool_outcome` the server made a call that must not be repeated and got no answer: find out what
 /// happened and post it in the same way, or send `retry: true` to have the call made again. Results may be
 /// posted as soon as the action is there, in any order, also while the run still works on other calls; it
-/// goes on by itself. Posting the same again is fine; another result for the same call gets 409
-/// `already_decided`.
+/// goes on by itself. An action of a child run may be answered at the child or at any run above it. Posting
+/// the same again is fine; another result for the same call gets 409 `already_decided`.
 #[utoipa::path(post, path = "/v1/runs/{run_id}/tool-results", operation_id = "post_tool_result", tag = "actions",
     params(("run_id" = RunId, Path, description = "The run.")),
     request_body = ToolResult,
@@ -193,7 +193,8 @@ pub(super) async fn taken(
 ///
 /// Every tool call, of any run, that waits for somebody to approve it: an inbox. Call this to show a
 /// person what there is to decide, then answer with `POST /v1/runs/{run_id}/approvals`. Newest first; the
-/// ids of this list are `call_id`s. What was decided, expired or belongs to an ended run is not listed.
+/// ids of this list are `call_id`s. A call of a child run is listed once, with the child's `run_id`. What was
+/// decided, has expired or belongs to an ended run is not listed.
 #[utoipa::path(get, path = "/v1/approvals", operation_id = "list_approvals", tag = "actions",
     params(PageQuery),
     responses((status = 200, description = "A page of open approvals.", body = ApprovalList)))]

@@ -132,10 +132,10 @@ impl ConversationStream {
                 match woken {
                     Woken::Heard(Ok(Heard::Run(run_id, Next::Events(page)))) => {
                         last_seq = page.last_seq();
-                        pace.sent();
                         let id = format!("{run_id}:");
                         let chunk = page.named(&id, |event_type| self.filter.lets(event_type));
                         if !chunk.is_empty() {
+                            pace.sent();
                             yield Ok(chunk);
                         }
                     }
@@ -152,7 +152,6 @@ impl ConversationStream {
                     Woken::Stopped => break StreamEndReason::Draining,
                     Woken::Timer => {
                         if pace.is_silent() {
-                            pace.sent();
                             yield Ok(sse::comment());
                         }
                     }

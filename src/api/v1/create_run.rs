@@ -12,7 +12,6 @@ use utoipa::{IntoParams, ToSchema};
 use super::conversations::named_in_body;
 use crate::api::auth::Authenticated;
 use crate::api::extract::{JsonBody, PathId};
-use crate::api::query::Query;
 use crate::api::reply::{self, Mode};
 use crate::api::{ApiError, ApiState, accept};
 use crate::app::AppError;
@@ -102,11 +101,13 @@ pub struct WaitQuery {
 ///
 /// Starts a run and answers in one of three ways; the run is the same and goes on whatever happens to
 /// your connection. **Poll** (default): 202 with the run; follow `instructions`. **Wait**: send
-/// `?wait=30` or `Prefer: wait=30` and get 200 with the finished run, or 202 if it takes longer.
+/// `?wait=30` or `Prefer: wait=30` and get 200 as soon as the run has ended or needs somebody, or 202 if
+/// that takes longer.
 /// **Stream**: send `"stream": true` or `Accept: text/event-stream` and get its events as they happen.
 /// Send an idempotency key that follows from what you want done: the same request then never starts
 /// a second run, and gives you the first one as it is today. When the run ends `incomplete` or
-/// `failed`, the answer is still 200: look at `status`, `result`, `error` and `incomplete_reason`.
+/// `failed`, the answer is still 200: look at `status`, `result`, `error` and `incomplete_reason`. On
+/// `requires_action` it waits for you or a person: answer each of its `required_actions`.
 #[utoipa::path(post, path = "/v1/agents/{agent_id}/runs", operation_id = "create_run", tag = "runs",
     params(("agent_id" = AgentId, Path, description = "The agent to run."), WaitQuery,
         ("Prefer" = Option<String>, Header, description = "`wait=30`: the same as `?wait=30`.", example = "wait=30"),
@@ -120,13 +121,12 @@ pub async fn create_run(
     State(state): State<ApiState>,
     caller: Authenticated,
     agent_id: PathId<AgentId>,
-    query: Query,
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let key = body.keyed().key_also_in_body(CREATE, body.value())?;
     let replay = state.app.find_key(&caller, key.as_ref()).await?;
-    let asked = read(body, query, &headers);
+    let asked = read(body, &headers);
     let (answer, mode) = match replay {
         Some(run) => (Answer::replay(state.app.replayed_run(&caller, &run).await?), asked?.1),
         None => {
@@ -148,7 +148,8 @@ pub async fn create_run(
 }
 
 /// What is asked for, and how to answer. Judged by the caller when its turn comes.
-fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<Asked, ApiError> {
+fn read(mut body: JsonBody, headers: &HeaderMap) -> Result<Asked, ApiError> {
+    let wait = body.take_query().read::<WaitQuery>()?.wait;
     object_or_null(body.value())?;
     let run: CreateRun = body.read()?;
     supported(run.callback_url.as_ref(), run.callback_events.as_ref())?;
@@ -158,7 +159,7 @@ fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<Asked, ApiE
     let turn = conversation_id.transpose()?.map(|id| (id, run.on_busy.unwrap_or_default()));
     let mode = Mode {
         stream: run.stream.unwrap_or_else(|| accept::prefers_stream(headers)),
-        wait: reply::wait(query.read::<WaitQuery>()?.wait.as_deref(), headers)?,
+        wait: reply::wait(wait.as_deref(), headers)?,
         cancel_on_disconnect: run.on_disconnect == Some(OnDisconnect::Cancel),
     };
     let request = RunRequest {

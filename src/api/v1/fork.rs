@@ -33,6 +33,11 @@ pub struct Fork {
     /// the copied steps.
     #[serde(default)]
     input: Option<Input>,
+    /// The same as the header `Idempotency-Key`, for models that cannot set headers.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 255)]
+    #[expect(dead_code, reason = "read before the body is, for a replay is answered first")]
+    idempotency_key: Option<String>,
 }
 
 /// Fork a run
@@ -54,7 +59,7 @@ pub async fn fork_run(
     run_id: PathId<RunId>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let key = body.keyed().key(FORK, body.value())?;
+    let key = body.keyed().key_also_in_body(FORK, body.value())?;
     let answer = match state.app.find_key(&caller, key.as_ref()).await? {
         Some(run) => Answer::replay(state.app.replayed_run(&caller, &run).await?),
         None => {
@@ -71,6 +76,6 @@ pub async fn fork_run(
 
 fn read(body: JsonBody) -> Result<ForkRequest, ApiError> {
     object_or_null(body.value())?;
-    let Fork { from_step, config, input } = body.read()?;
+    let Fork { from_step, config, input, .. } = body.read()?;
     Ok(ForkRequest { from_step, config: config.unwrap_or_default(), input })
 }

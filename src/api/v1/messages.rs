@@ -14,7 +14,7 @@ use crate::api::pages::{MessageList, PageQuery};
 use crate::api::query::Query;
 use crate::api::{ApiError, ApiState, reply};
 use crate::app::AppError;
-use crate::app::conversations::MessageRequest;
+use crate::app::conversations::messages::MessageRequest;
 use crate::app::idempotency::Answer;
 use crate::app::turns::ToolMessage;
 use crate::domain::conversation::message::Message;

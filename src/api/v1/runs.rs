@@ -145,10 +145,11 @@ impl RunQuery {
 
 /// Get a run
 ///
-/// Call this after `retry_after_seconds` until `status` is one of `completed`, `incomplete`,
-/// `failed`, `cancelled`, `expired`; or send `?wait=30` and be answered as soon as the run ends or
-/// needs somebody. On `requires_action`, answer `required_actions`. Send `If-None-Match` with the
-/// last `ETag` and get 304 while nothing has happened.
+/// Call this after `retry_after_seconds` until `status` is one of `completed`, `incomplete`, `failed`,
+/// `cancelled`, `expired`; or send `?wait=30` and be answered as soon as the run ends or needs
+/// somebody. On `requires_action`, answer each of `required_actions`: type `approval` with `POST
+/// /v1/runs/{run_id}/approvals`, the others with `POST /v1/runs/{run_id}/tool-results`. Send
+/// `If-None-Match` with the last `ETag` and get 304 while nothing has happened.
 #[utoipa::path(get, path = "/v1/runs/{run_id}", operation_id = "get_run", tag = "runs",
     params(("run_id" = RunId, Path, description = "The run."), WaitQuery, RunQuery,
         ("If-None-Match" = Option<String>, Header, description = "The `ETag` of the answer that you have.", example = "W/\"42\"")),
@@ -199,9 +200,9 @@ fn not_modified() -> Response {
 
 /// Cancel a run
 ///
-/// Asks the run to stop. 202: it is `cancelling` and will end `cancelled` within seconds; poll it or
-/// follow its events. 200: it has ended, now or before, and is given as it is. Calling it again does
-/// no harm, and it never fails for a run that exists.
+/// Asks the run to stop, and the runs that it has called as tools. 202: it is `cancelling` and will end
+/// `cancelled` within seconds; poll it or follow its events. 200: it has ended, now or before, and is
+/// given as it is. Calling it again does no harm, and it never fails for a run that exists.
 #[utoipa::path(post, path = "/v1/runs/{run_id}/cancel", operation_id = "cancel_run", tag = "runs",
     params(("run_id" = RunId, Path, description = "The run.")),
     responses((status = 202, description = "The run is being cancelled.", body = Run),

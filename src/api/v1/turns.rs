@@ -13,7 +13,6 @@ use super::actions::ToolResult;
 use super::create_run::{self, OnDisconnect, WaitQuery};
 use crate::api::auth::Authenticated;
 use crate::api::extract::{JsonBody, PathId};
-use crate::api::query::Query;
 use crate::api::reply::{self, Mode};
 use crate::api::{ApiError, ApiState, accept};
 use crate::app::idempotency::Answer;
@@ -94,13 +93,12 @@ pub async fn create_conversation_run(
     State(state): State<ApiState>,
     caller: Authenticated,
     conversation_id: PathId<ConversationId>,
-    query: Query,
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let key = body.keyed().key_also_in_body(RUNS, body.value())?;
     let replay = state.app.find_key(&caller, key.as_ref()).await?;
-    let asked = read(body, query, &headers);
+    let asked = read(body, &headers);
     let (answer, mode) = match replay {
         Some(run) => (Answer::replay(state.app.replayed_run(&caller, &run).await?), asked?.1),
         None => {
@@ -141,13 +139,14 @@ impl Asked {
     }
 }
 
-fn read(body: JsonBody, query: Query, headers: &HeaderMap) -> Result<(Asked, Mode), ApiError> {
+fn read(mut body: JsonBody, headers: &HeaderMap) -> Result<(Asked, Mode), ApiError> {
+    let wait = body.take_query().read::<WaitQuery>()?.wait;
     create_run::no_list(body.value(), "config")?;
     let turn: CreateTurn = body.read_or_empty()?;
     create_run::supported(turn.callback_url.as_ref(), turn.callback_events.as_ref())?;
     let mode = Mode {
         stream: turn.stream.unwrap_or_else(|| accept::prefers_stream(headers)),
-        wait: reply::wait(query.read::<WaitQuery>()?.wait.as_deref(), headers)?,
+        wait: reply::wait(wait.as_deref(), headers)?,
         cancel_on_disconnect: turn.on_disconnect == Some(OnDisconnect::Cancel),
     };
     let asked = Asked {
@@ -268,13 +267,12 @@ pub async fn complete_conversation(
     State(state): State<ApiState>,
     caller: Authenticated,
     conversation_id: PathId<ConversationId>,
-    query: Query,
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let key = body.keyed().key_also_in_body(COMPLETE, body.value())?;
     let replay = state.app.find_key(&caller, key.as_ref()).await?;
-    let asked = read_question(body, query, &headers);
+    let asked = read_question(body, &headers);
     let (answer, wait) = match replay {
         Some(run) => (Answer::replay(state.app.replayed_run(&caller, &run).await?), asked?.1),
         None => {
@@ -297,10 +295,10 @@ pub async fn complete_conversation(
 }
 
 fn read_question(
-    body: JsonBody,
-    query: Query,
+    mut body: JsonBody,
     headers: &HeaderMap,
 ) -> Result<(Asked, std::time::Duration), ApiError> {
+    let wait = body.take_query().read::<WaitQuery>()?.wait;
     create_run::no_list(body.value(), "config")?;
     let question: Complete = body.read_or_empty()?;
     let mut problems = Problems::new();
@@ -308,7 +306,6 @@ fn read_question(
         content.check("/content", &mut problems);
     }
     problems.into_result().map_err(AppError::Invalid)?;
-    let wait = query.read::<WaitQuery>()?.wait;
     let said_how_long = wait.is_some() || accept::preferred_wait(headers).is_some();
     let wait =
         if said_how_long { reply::wait(wait.as_deref(), headers)? } else { accept::MAX_WAIT };

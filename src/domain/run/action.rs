@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use crate::domain::ids::{AgentId, CallId, RunId};
 use crate::domain::time::Timestamp;
@@ -58,11 +59,18 @@ pub struct OpenAction {
     pub created_at: Timestamp,
 }
 
+/// Lists of approvals have no other type.
+fn approval() -> Object {
+    let word = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["approval"]));
+    word.description(Some("Always `approval`.")).build()
+}
+
 /// An approval that nobody has decided yet, of any run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OpenApproval {
     /// `approval`.
     #[serde(rename = "type")]
+    #[schema(schema_with = approval)]
     pub action_type: ActionType,
     /// The run that wants to make the call.
     pub run_id: RunId,

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -13,6 +12,7 @@ use crate::domain::agent::{
 use crate::domain::limits;
 use crate::domain::model::{Catalogue, ReasoningEffort, ToolChoice};
 use crate::domain::money::Usd;
+use crate::domain::place;
 use crate::domain::problem::Problems;
 use crate::domain::tool::{ClientTool, Tool};
 
@@ -82,17 +82,21 @@ fn client_tools<'de, D>(deserializer: D) -> Result<Option<Vec<ClientTool>>, D::E
 where
     D: serde::Deserializer<'de>,
 {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum OnlyClient {
+        Client,
+    }
+
     struct Given(ClientTool);
 
     impl<'de> Deserialize<'de> for Given {
         fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             let mut fields = Map::<String, Value>::deserialize(deserializer)?;
-            match fields.remove("type") {
-                Some(Value::String(kind)) if kind == "client" => {}
-                None => {}
-                Some(_) => return Err(D::Error::custom("type must be \"client\"")),
+            if let Some(kind) = fields.remove("type") {
+                let OnlyClient::Client = place::read_at("/type", kind)?;
             }
-            serde_json::from_value(Value::Object(fields)).map(Self).map_err(D::Error::custom)
+            place::read_at("", Value::Object(fields)).map(Self)
         }
     }
 

@@ -73,7 +73,8 @@ pub struct Run {
     /// What it and its child runs cost; those that still run count from their end on. Null when a
     /// model that one of them used has no price.
     pub tree_cost_usd: Option<Usd>,
-    /// The worst case of its first model call; null without a price.
+    /// The worst case of its first model call, without what was said before it in its conversation; null
+    /// without a price.
     pub estimated_cost_usd: Option<Usd>,
     /// The newest event of its log.
     pub last_seq: i32,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{ToolSpec, default_timeout, default_wait};
+use super::{Effect, ToolSpec, default_timeout, default_wait, read};
 
 /// A tool that Stepwell runs itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -15,11 +15,15 @@ pub struct BuiltinTool {
     /// What the model is told about it; a sensible text when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// Whether a call may be repeated after a crash. None of them changes anything, so `read` when left
+    /// out; with `once` the run asks what happened instead, as for a tool that does.
+    #[serde(default = "read")]
+    pub effect: Effect,
     /// Seconds after which a call has failed: 1–600.
     #[serde(default = "default_timeout")]
     pub timeout_seconds: u32,
     /// Whether somebody must agree before each call.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub requires_approval: bool,
     /// Seconds after which an approval that nobody decided counts as denied: 1–2592000.
     #[serde(default = "default_wait")]

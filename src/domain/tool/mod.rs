@@ -6,13 +6,15 @@ mod headers;
 mod own;
 mod template;
 
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use url::Url;
 use utoipa::ToSchema;
 
 use super::egress::Outbound;
 use super::ids::WorkspaceId;
+use super::place;
 use super::problem::Problems;
 use super::schema::Schema;
 
@@ -35,7 +37,7 @@ pub const MAX_WAIT: u32 = 30 * 86_400;
 const MAX_DESCRIPTION: usize = 4_096;
 
 /// A tool of an agent, told apart by `type`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Tool {
     /// Stepwell calls a URL.
@@ -48,6 +50,34 @@ pub enum Tool {
     Agent(AgentTool),
     /// Run by Stepwell itself: `current_time`, `echo` or `sleep`, chosen by `name`.
     Builtin(BuiltinTool),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Http,
+    Client,
+    Mcp,
+    Agent,
+    Builtin,
+}
+
+impl<'de> Deserialize<'de> for Tool {
+    // By hand, because a tagged enum loses which field was wrong.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut fields = Map::deserialize(deserializer)?;
+        let Some(kind) = fields.remove("type") else {
+            return Err(D::Error::missing_field("type"));
+        };
+        let tool = Value::Object(fields);
+        match place::read_at("/type", kind)? {
+            Kind::Http => place::read_at("", tool).map(Self::Http),
+            Kind::Client => place::read_at("", tool).map(Self::Client),
+            Kind::Mcp => place::read_at("", tool).map(Self::Mcp),
+            Kind::Agent => place::read_at("", tool).map(Self::Agent),
+            Kind::Builtin => place::read_at("", tool).map(Self::Builtin),
+        }
+    }
 }
 
 /// Which effect a call has, and so whether it may be repeated after a crash.
@@ -69,6 +99,16 @@ fn default_timeout() -> u32 {
 
 fn default_wait() -> u32 {
     DEFAULT_WAIT
+}
+
+/// The call names its child: a second attempt finds the first one's.
+fn idempotent() -> Effect {
+    Effect::Idempotent
+}
+
+/// What Stepwell runs itself changes nothing.
+fn read() -> Effect {
+    Effect::Read
 }
 
 /// The schema of a tool that takes no arguments it knows of.
@@ -119,12 +159,10 @@ impl Tool {
     pub const fn effect(&self) -> Effect {
         match self {
             Self::Http(tool) => tool.effect,
+            Self::Client(tool) => tool.effect,
             Self::Mcp(tool) => tool.effect,
-            // Whoever runs it is the only one to know, and is asked once.
-            Self::Client(_) => Effect::Once,
-            // The call names its child: a second attempt finds the first one's.
-            Self::Agent(_) => Effect::Idempotent,
-            Self::Builtin(_) => Effect::Read,
+            Self::Agent(tool) => tool.effect,
+            Self::Builtin(tool) => tool.effect,
         }
     }
 

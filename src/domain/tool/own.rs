@@ -8,7 +8,7 @@ use url::Url;
 use utoipa::ToSchema;
 
 use super::headers::check_headers;
-use super::{Effect, any_object, default_timeout, default_wait};
+use super::{Effect, any_object, default_timeout, default_wait, idempotent};
 use crate::domain::ids::AgentId;
 use crate::domain::problem::Problems;
 
@@ -82,6 +82,10 @@ pub struct ClientTool {
     #[serde(default = "any_object")]
     #[schema(value_type = Object)]
     pub parameters: Value,
+    /// What a call does to the world. Shown in `tool_call.created`, for whoever runs it: Stepwell asks for
+    /// a result once, whatever it says here.
+    #[serde(default)]
+    pub effect: Effect,
     /// Whether somebody must agree before the caller is asked.
     #[serde(default)]
     pub requires_approval: bool,
@@ -110,6 +114,9 @@ pub struct ClientTool {
 pub struct McpTool {
     /// What the names of its tools begin with: `{name}__{tool}`; `^[a-zA-Z0-9_-]{1,64}$`.
     pub name: String,
+    /// For people. The model is told what the server says of each of its tools.
+    #[serde(default)]
+    pub description: String,
     /// Its streamable HTTP endpoint. `https`, and on the public internet, unless the server's operator
     /// has opened another place.
     #[schema(examples("https://mcp.example.com/mcp"))]
@@ -187,6 +194,10 @@ pub struct AgentTool {
     pub description: String,
     /// Which agent, at the version that is current when it is called. It may be the agent itself.
     pub agent_id: AgentId,
+    /// What a call does to the world; `idempotent` when left out. Shown in `tool_call.created`. No call makes
+    /// a second child, whatever it says here.
+    #[serde(default = "idempotent")]
+    pub effect: Effect,
     /// Whether somebody must agree before each call.
     #[serde(default)]
     pub requires_approval: bool,

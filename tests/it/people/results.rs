@@ -125,7 +125,7 @@ async fn a_run_may_bring_tools_of_its_own(url: String) {
     for (tools, pointer) in [
         (json!([mine("echo")]), "/config/client_tools/0/name"),
         (json!([mine("x"), mine("x")]), "/config/client_tools/1/name"),
-        (json!([{"type": "builtin", "name": "sleep"}]), "/config/client_tools/0"),
+        (json!([{"type": "builtin", "name": "sleep"}]), "/config/client_tools/0/type"),
         (json!([{"name": "a b"}]), "/config/client_tools/0/name"),
         (json!([{"name": "x", "timeout_seconds": 0}]), "/config/client_tools/0/timeout_seconds"),
         (json!([{"name": "x", "parameters": {"type": 7}}]), "/config/client_tools/0/parameters"),

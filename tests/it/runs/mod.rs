@@ -7,6 +7,8 @@ mod follow;
 mod idempotency;
 mod recover;
 pub mod retention;
+mod spec;
+mod unknown;
 mod window;
 mod wires;
 
