@@ -11,7 +11,7 @@
 # all others and two at a time; what they did and found is shown as a table. Run it as root: they
 # mount small disks, to fill them.
 #
-# It installs PostgreSQL, and strace, with apt if there is none, and starts a throw-away cluster of its own in a
+# It installs PostgreSQL, strace and openssl with apt if they are not there, and starts a throw-away cluster of its own in a
 # temporary folder, with default durability. STEPWELL_TEST_POSTGRES_URL, if set, is used instead: an
 # account on it must be able to create databases.
 set -uo pipefail
@@ -129,13 +129,14 @@ install_postgres() {
     find_postgres
 }
 
-install_strace() {
-  command -v strace && return 0
+# install_tool NAME: of a command whose package has the same name.
+install_tool() {
+  command -v "$1" && return 0
   command -v apt-get >/dev/null || {
-    echo "tests/run.sh: no strace found and no apt-get: install strace" >&2
+    echo "tests/run.sh: no $1 found and no apt-get: install $1" >&2
     return 1
   }
-  as_root apt-get update -qq && apt_install strace
+  as_root apt-get update -qq && apt_install "$1"
 }
 
 start_postgres() {
@@ -211,7 +212,8 @@ say "Stepwell: $(cargo --version), $(nproc 2>/dev/null || echo '?') cores, $(git
 [ $full = no ] || export STEPWELL_TEST_FULL=1
 
 step "postgres" start_postgres
-step "strace" install_strace
+step "strace" install_tool strace
+step "openssl" install_tool openssl
 # The tests would install it themselves; here it shows if that fails.
 [ $clients = no ] || step "reference MCP server" tests/mcp/install.sh
 if [ -z "$only" ]; then

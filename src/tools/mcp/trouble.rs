@@ -109,7 +109,7 @@ pub(super) struct Refusal<'a> {
 impl Refusal<'_> {
     /// How long the server asks to be left alone.
     fn asked(&self) -> Option<Duration> {
-        retry_after(&self.received)
+        retry_after(self.received)
     }
 
     /// What a developer can do about it.

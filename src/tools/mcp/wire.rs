@@ -162,6 +162,9 @@ impl Wire {
         let (status, headers) = (response.status(), response.headers().clone());
         let body = bounded(exchange.clone(), response.bytes_stream());
         if !status.is_success() {
+            if let Some(departure) = exchange.departure() {
+                departure.refused(status.as_u16());
+            }
             // What it says beside its status is not worth waiting for.
             let body = timeout(REFUSAL_WITHIN, read(body, MAX_REFUSAL)).await;
             let error = error(&body.unwrap_or(Ok(Vec::new())).unwrap_or_default());
