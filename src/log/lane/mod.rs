@@ -4,6 +4,8 @@
 //! miss the lane is closed, and what nobody has seen waits in it, until the driver has read the row
 //! again and either goes on ([`Lane::reopen`]) or stops.
 
+mod waiting;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -17,6 +19,9 @@ use crate::store::{Append, RunRecord, RunUpdate};
 
 use super::journal::Doorbell;
 use super::live::Watched;
+
+pub use waiting::Unseen;
+use waiting::Waiting;
 
 /// Bytes of text that one delta has at most: beyond it the next one begins.
 const MAX_DELTA_BYTES: usize = 16 * 1024;
@@ -64,27 +69,6 @@ pub enum Haste {
     AtOnce,
     /// With the next text: they only tell what has begun. A model that answers quickly saves a flush.
     WithText,
-}
-
-enum Waiting {
-    Delta { seq: i32, event_type: EventType, step: i32, at: Timestamp, content: String },
-    Fact(Entry),
-}
-
-/// What a closed lane held that nobody has seen.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Unseen {
-    /// A piece of text.
-    Delta {
-        /// Text or reasoning.
-        event_type: EventType,
-        /// The step.
-        step: i32,
-        /// The piece.
-        content: String,
-    },
-    /// A fact.
-    Fact(Event),
 }
 
 impl Lane {
@@ -239,12 +223,7 @@ impl Lane {
         }
         let mut entries = Vec::with_capacity(state.waiting.len());
         for waiting in std::mem::take(&mut state.waiting) {
-            entries.push(match waiting {
-                Waiting::Fact(entry) => entry,
-                Waiting::Delta { seq, event_type, step, at, content } => {
-                    Entry::delta(event_type, self.run_id, seq, at, step, &content)?
-                }
-            });
+            entries.push(waiting.entry(self.run_id)?);
         }
         state.waiting_bytes = 0;
         state.in_flight.clone_from(&entries);
@@ -384,14 +363,15 @@ impl Lane {
     /// What of a quiesced lane nobody has seen and nobody will: its run was lost.
     pub fn abandon(&self) -> Vec<Unseen> {
         let waiting = std::mem::take(&mut self.state().waiting);
-        waiting.into_iter().filter_map(unseen).collect()
+        waiting.into_iter().filter_map(Waiting::unseen).collect()
     }
 
     /// Opens a quiesced lane behind what others wrote. Returns what nobody has seen, in order: the
     /// driver pushes again what still holds.
     pub fn reopen(&self, rev: i32, last_seq: i32, log_bytes: u64) -> Vec<Unseen> {
         let mut state = self.state();
-        let unseen = std::mem::take(&mut state.waiting).into_iter().filter_map(unseen).collect();
+        let unseen =
+            std::mem::take(&mut state.waiting).into_iter().filter_map(Waiting::unseen).collect();
         state.rev = rev;
         state.next_seq = last_seq + 1;
         state.committed = last_seq;
@@ -411,22 +391,5 @@ fn and(before: Option<Box<Spoken>>, later: Option<Box<Spoken>>) -> Option<Box<Sp
     match before {
         Some(before) => Some(before.and(later)),
         None => later,
-    }
-}
-
-fn unseen(waiting: Waiting) -> Option<Unseen> {
-    let entry = match waiting {
-        Waiting::Delta { event_type, step, content, .. } => {
-            return Some(Unseen::Delta { event_type, step, content });
-        }
-        Waiting::Fact(entry) => entry,
-    };
-    // Deltas that were taken come back as entries.
-    let event_type = entry.event_type;
-    match entry.read().ok()?.0 {
-        Event::MessageDelta(delta) | Event::ReasoningDelta(delta) => {
-            Some(Unseen::Delta { event_type, step: delta.step, content: delta.content })
-        }
-        fact => Some(Unseen::Fact(fact)),
     }
 }
