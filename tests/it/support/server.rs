@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::client::Client;
 
@@ -173,6 +173,19 @@ impl Server {
         // One that was closed meanwhile does not count.
         let what = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
         what.filter(|what| what.to_string_lossy().starts_with("socket:")).count()
+    }
+
+    /// Its open sockets, once they are no more than `most`, or else after five seconds: a client hears
+    /// that its connection ends a moment before the server has closed it.
+    pub async fn open_sockets_fall_to(&self, most: usize) -> usize {
+        let began = Instant::now();
+        loop {
+            let open = self.open_sockets();
+            if open <= most || began.elapsed() > Duration::from_secs(5) {
+                return open;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The memory that it has, in bytes.
