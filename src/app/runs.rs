@@ -74,13 +74,17 @@ impl App {
         mut request: RunRequest,
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
-        let said = request.config.clone();
-        if let Some(turn) = &request.turn {
-            request.config = said.or(&turn.conversation.parameters);
-        }
+        // What the request says itself, where its conversation says more.
+        let said = request.turn.as_ref().map(|turn| {
+            let merged = request.config.or(&turn.conversation.parameters);
+            std::mem::replace(&mut request.config, merged)
+        });
         for _ in 0..MAX_RACES {
             let checked = self.checked(caller, agent, &mut request).await;
-            agent = checked.map_err(|error| tell_inherited(error, &said))?;
+            agent = checked.map_err(|error| match &said {
+                Some(said) => tell_inherited(error, said),
+                None => error,
+            })?;
             let run_id = self.log.clock.run_id();
             let key = self.new_key(caller, key, &run_id);
             let new = self.new_run(caller, run_id, &agent, &mut request, key.clone())?;
