@@ -74,9 +74,16 @@ async fn an_answer_that_is_not_read_is_reset_and_its_siblings_go_on() {
         report.fault(answer.bytes == WINDOW);
         // CANCEL
         report.check(answer.reset == Some(8), || format!("stream {stream}: {answer:?}"));
-        let waited = answer.ended_at.map(|at| at.duration_since(answer.moved_at));
-        let in_time = waited.is_some_and(|waited| waited >= STALL && waited <= STALL + LATE);
-        report.check(in_time, || format!("stream {stream} was reset after {waited:?}"));
+        let ended_at = answer.ended_at.unwrap_or(answer.asked_at);
+        // The server counts from when the last byte left, which is between these two.
+        let since_asked = ended_at.duration_since(answer.asked_at);
+        report.check(since_asked >= STALL, || {
+            format!("stream {stream}: {since_asked:?} from asking")
+        });
+        let since_moved = ended_at.saturating_duration_since(answer.moved_at);
+        report.check(since_moved <= STALL + LATE, || {
+            format!("stream {stream} was reset {since_moved:?} after its last byte")
+        });
     }
     let slow = connection.answer(SLOW);
     report.fault(slow.bytes > WINDOW);
@@ -99,8 +106,9 @@ async fn an_answer_that_is_not_read_is_reset_and_its_siblings_go_on() {
 /// What has come of an answer.
 #[derive(Debug, Clone)]
 struct Answer {
+    asked_at: Instant,
     bytes: u32,
-    /// Its last byte.
+    /// When its last byte came.
     moved_at: Instant,
     ended_at: Option<Instant>,
     reset: Option<u32>,
@@ -130,8 +138,9 @@ impl Connection {
     }
 
     async fn ask(&mut self, stream: u32, path: &str) {
+        let now = Instant::now();
+        let answer = Answer { asked_at: now, bytes: 0, moved_at: now, ended_at: None, reset: None };
         self.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &get(path))).await;
-        let answer = Answer { bytes: 0, moved_at: Instant::now(), ended_at: None, reset: None };
         self.answers.insert(stream, answer);
     }
 
