@@ -63,6 +63,13 @@ impl Client {
         Self { http: http.expect("a client"), base: self.base.clone() }
     }
 
+    /// The same user, who opens a connection for each request and keeps none: what is open then does not
+    /// hang on whether an answer was put back in time for the next request.
+    pub fn keeping_nothing(&self) -> Self {
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build();
+        Self { http: http.expect("a client"), base: self.base.clone() }
+    }
+
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base))
     }
