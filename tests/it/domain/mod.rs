@@ -406,7 +406,10 @@ impl Simulation {
                 self.unknown += ids.len();
                 let turn = self.folded.open_step().expect("open").clone();
                 let of = turn.calls.iter().filter(|call| ids.contains(&call.call_id));
-                self.push(of.map(|call| write::outcome_unknown(turn.step, call)).collect());
+                self.push(
+                    of.map(|call| write::outcome_unknown(turn.step, call, "Lost.".to_owned()))
+                        .collect(),
+                );
             }
             Decision::Expire(ids) => {
                 self.expired += ids.len();
