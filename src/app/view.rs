@@ -169,15 +169,7 @@ impl App {
 /// What the newest fact says about how a run ended.
 fn ended(status: RunStatus, newest: Option<&Entry>) -> Result<Option<RunEnded>, AppError> {
     let Some(newest) = newest.filter(|_| status.is_final()) else { return Ok(None) };
-    let event = Event::read(newest.event_type, &newest.data)?;
-    Ok(match event {
-        Event::RunCompleted(ended)
-        | Event::RunIncomplete(ended)
-        | Event::RunFailed(ended)
-        | Event::RunCancelled(ended)
-        | Event::RunExpired(ended) => Some(ended),
-        _ => None,
-    })
+    Ok(Event::read(newest.event_type, &newest.data)?.into_end())
 }
 
 fn input(first: &Entry) -> Result<Input, AppError> {
