@@ -15,7 +15,7 @@ use crate::api::{ApiError, ApiState, reply};
 use crate::app::answers::replayed_message;
 use crate::app::idempotency::Answer;
 use crate::app::runs::RunRecord;
-use crate::app::{AppError, Caller};
+use crate::app::{AppError, Caller, Sought};
 use crate::domain::answer::{Report, Said, Verdict};
 use crate::domain::event::ApprovalDecision;
 use crate::domain::ids::{CallId, MessageId, RunId};
@@ -83,7 +83,7 @@ impl ToolResult {
 
 /// A call's id in a body addresses it: a malformed one is answered like one that nobody has.
 fn call(text: &str) -> Result<CallId, AppError> {
-    text.parse().map_err(|_| AppError::NotFound("call"))
+    text.parse().map_err(|_| AppError::NotFound(Sought::Call))
 }
 
 /// Post a tool's result
