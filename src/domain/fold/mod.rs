@@ -162,7 +162,7 @@ pub struct Call {
     pub child: Option<Child>,
     /// Where it is.
     pub state: CallState,
-    /// How often it was made.
+    /// How often it was begun.
     pub attempt: i32,
     /// Since when somebody is asked about it.
     pub asked_at: Option<Timestamp>,
