@@ -226,7 +226,11 @@ impl App {
 pub(super) fn check_model(model: &str, pointer: &str) -> Problems {
     let mut problems = Problems::new();
     let fits = model.chars().count() <= MAX_MODEL_CHARS && !model.chars().any(char::is_control);
-    problems.require(fits, pointer, "at most 256 characters, none of them control characters");
+    problems.require(
+        fits,
+        pointer,
+        "must have at most 256 characters, none of them control characters",
+    );
     problems
 }
 

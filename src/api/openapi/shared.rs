@@ -104,17 +104,17 @@ fn headers(operation: &mut Operation, is_write: bool) {
             let told = "`true` when an earlier request with the same key did it.";
             put("Idempotent-Replayed", Type::String, told);
         }
-        if matches!(
-            id.as_str(),
-            "create_agent"
-                | "create_run"
-                | "fork_run"
-                | "create_conversation"
-                | "create_conversation_run"
-                | "complete_conversation"
-                | "steer_run"
-        ) {
-            let what = if id == "steer_run" { "The run." } else { "Where it is." };
+        let location = match id.as_str() {
+            "create_agent" | "create_run" | "fork_run" | "create_conversation" => {
+                Some("Where it is.")
+            }
+            "create_conversation_run" | "complete_conversation" | "steer_run" => {
+                Some("Where the run is.")
+            }
+            "post_message" => Some("Where the conversation's messages are."),
+            _ => None,
+        };
+        if let Some(what) = location {
             put("Location", Type::String, what);
         }
         if matches!(id.as_str(), "create_agent" | "get_agent" | "update_agent") {
