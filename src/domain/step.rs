@@ -66,7 +66,7 @@ pub struct StepCall {
     /// The run that answers it, for tools of type `agent`; left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub child_run_id: Option<RunId>,
-    /// How often it was made; 0 before the first time.
+    /// How often it was begun, as in `tool_call.started`; 0 before that, and for tools of type `client`.
     pub attempt: i32,
     /// When it was last made.
     pub started_at: Option<Timestamp>,

@@ -15,7 +15,7 @@ use crate::api::{ApiError, ApiState, reply};
 use crate::app::answers::replayed_message;
 use crate::app::idempotency::Answer;
 use crate::app::runs::RunRecord;
-use crate::app::{AppError, Caller};
+use crate::app::{AppError, Caller, Sought};
 use crate::domain::answer::{Report, Said, Verdict};
 use crate::domain::event::ApprovalDecision;
 use crate::domain::ids::{CallId, MessageId, RunId};
@@ -83,7 +83,7 @@ impl ToolResult {
 
 /// A call's id in a body addresses it: a malformed one is answered like one that nobody has.
 fn call(text: &str) -> Result<CallId, AppError> {
-    text.parse().map_err(|_| AppError::NotFound("call"))
+    text.parse().map_err(|_| AppError::NotFound(Sought::Call))
 }
 
 /// Post a tool's result
@@ -131,8 +131,9 @@ pub struct Decision {
     call_id: String,
     /// Whether it may be made.
     decision: ApprovalDecision,
-    /// With `approve`: make the call with these arguments instead. They must fit the tool's schema;
-    /// the model is told that a person changed them.
+    /// With `approve`: make the call with these arguments instead. They must fit the tool's schema (that
+    /// of an `mcp` tool is its server's: there the call fails if they do not); the model is told that a
+    /// person changed them.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     arguments: Option<Value>,
@@ -152,7 +153,8 @@ impl Decision {
 /// Approve or deny a tool call
 ///
 /// Call this for an action of type `approval`, once a person (or whoever may decide in their place) has
-/// looked at `tool` and `arguments`. `approve`: the call is made, with `arguments` if you send any.
+/// looked at `tool` and `arguments`. `approve`: the call is made, with `arguments` if you send any; in a
+/// run that is `requires_action` as soon as nothing else of it is open.
 /// `deny`: it is not made; the model is told, with your `reason`, and goes on. Undecided calls are denied
 /// at `expires_at`. The first decision counts: the same again is fine, another gets 409
 /// `already_decided`. Never decide for a person who did not ask you to.

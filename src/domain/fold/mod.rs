@@ -162,7 +162,7 @@ pub struct Call {
     pub child: Option<Child>,
     /// Where it is.
     pub state: CallState,
-    /// How often it was made.
+    /// How often it was begun.
     pub attempt: i32,
     /// What happened instead of an answer, where nobody knows what became of it.
     pub lost: Option<String>,
