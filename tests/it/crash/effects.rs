@@ -21,8 +21,8 @@ on_both_databases! {
 }
 
 const OPEN: &str = "egress: { allow: [127.0.0.1] }\n";
-/// How long a node that was stopped may take to find out and to hand in what it has.
-const HANDED_IN: Duration = Duration::from_secs(20);
+/// By then a node that was stopped has found out and handed in what it has, if it ever does.
+const HANDED_IN: Duration = Duration::from_secs(60);
 /// Runs of a node that is stopped.
 const ZOMBIE_RUNS: usize = 10;
 const EFFECTS: [&str; 3] = ["read", "idempotent", "once"];

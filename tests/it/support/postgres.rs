@@ -6,7 +6,6 @@
 //! port, gone when the process is, however it ended.
 
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -16,6 +15,8 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection};
 use stepwell::store::postgres::{Options, PostgresStore};
 use tokio::sync::OnceCell;
+
+use super::server::port_that_stays;
 
 /// The superuser's URL of the server that tests use, without the name of a database.
 fn server() -> &'static str {
@@ -77,7 +78,7 @@ pub async fn until(url: &str, count: &'static str) {
         {
         }
     };
-    let patience = std::time::Duration::from_secs(20);
+    let patience = std::time::Duration::from_secs(60);
     tokio::time::timeout(patience, look).await.expect("what the test waits for happens");
 }
 
@@ -180,7 +181,7 @@ impl Cluster {
         // Somebody else may take the free port first: then another one.
         let (port, options) = (0..10)
             .find_map(|_| {
-                let port = free_port();
+                let port = port_that_stays();
                 let mut options = format!(
                     "-c port={port} -c listen_addresses=127.0.0.1 -c max_connections=300 \
                      -c unix_socket_directories=",
@@ -210,8 +211,11 @@ impl Cluster {
         let pid_file = self.home.join("data/postmaster.pid");
         let pid = std::fs::read_to_string(&pid_file).expect("a pid");
         let pid = pid.lines().next().expect("a pid").to_owned();
-        // Frozen first, so that it starts no process that nobody kills.
+        // Frozen first, so that it starts no process that nobody kills, and buries none that we list.
         run(Command::new("kill").args(["-STOP", &pid]));
+        while state(&pid).is_some_and(|state| state != 'T') {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let family: Vec<String> = children(&pid).into_iter().chain([pid]).collect();
         run(Command::new("kill").arg("-KILL").args(&family));
         // The next server refuses to start while an old process holds the shared memory.
@@ -273,9 +277,14 @@ fn children(parent: &str) -> Vec<String> {
 
 /// Whether the process is there and no zombie.
 fn is_alive(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which is in parentheses.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// What the process does: `T` when it is stopped.
+fn state(pid: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It follows the name, which is in parentheses.
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 impl Drop for Cluster {
@@ -311,11 +320,6 @@ fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new("runuser");
     command.args(["-u", "postgres", "--"]).arg(program);
     command
-}
-
-fn free_port() -> u16 {
-    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    socket.local_addr().expect("an address").port()
 }
 
 fn is_root() -> bool {
