@@ -21,7 +21,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stepwell::models::{ProviderSettings, Timeouts, Wire};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -78,9 +78,9 @@ impl Gate {
         Self(Arc::new(Semaphore::new(0)))
     }
 
-    /// Opens it for good.
+    /// Opens it for good: who waits at it for a permit is told that there will be none, and goes on.
     pub fn open(&self) {
-        self.0.add_permits(Semaphore::MAX_PERMITS / 2);
+        self.0.close();
     }
 }
 
@@ -253,6 +253,8 @@ pub struct ModelServer {
     shared: Arc<Shared>,
     accepting: Mutex<AbortHandle>,
     tasks: Mutex<JoinSet<()>>,
+    /// Keeps the port while connections are refused: else the kernel gives it to the next one who asks.
+    refusing: Mutex<Option<TcpSocket>>,
 }
 
 impl ModelServer {
@@ -263,7 +265,13 @@ impl ModelServer {
         let shared = Arc::new(Shared::default());
         let mut tasks = JoinSet::new();
         let accepting = tasks.spawn(accept(listener, Arc::clone(&shared)));
-        Self { address, shared, accepting: Mutex::new(accepting), tasks: Mutex::new(tasks) }
+        Self {
+            address,
+            shared,
+            accepting: Mutex::new(accepting),
+            tasks: Mutex::new(tasks),
+            refusing: Mutex::default(),
+        }
     }
 
     /// For a provider's `base_url`.
@@ -336,11 +344,17 @@ impl ModelServer {
         self.accepting.lock().unwrap().abort();
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
         tasks.shutdown().await;
+        let socket = TcpSocket::new_v4().unwrap();
+        // Connections of before may still be on their way out.
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(self.address).unwrap();
+        *self.refusing.lock().unwrap() = Some(socket);
     }
 
     /// Takes connections again, on the same port.
-    pub async fn listen_again(&self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
+    pub fn listen_again(&self) {
+        let socket = self.refusing.lock().unwrap().take().expect("it refuses connections");
+        let listener = socket.listen(1_024).unwrap();
         let accepting =
             self.tasks.lock().unwrap().spawn(accept(listener, Arc::clone(&self.shared)));
         *self.accepting.lock().unwrap() = accepting;
