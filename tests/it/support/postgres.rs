@@ -16,8 +16,6 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, P
 use stepwell::store::postgres::{Options, PostgresStore};
 use tokio::sync::OnceCell;
 
-use super::server::port_that_stays;
-
 /// The superuser's URL of the server that tests use, without the name of a database.
 fn server() -> &'static str {
     static SERVER: OnceLock<String> = OnceLock::new();
@@ -178,7 +176,8 @@ impl Cluster {
             .stderr(Stdio::null())
             .spawn()
             .expect("an undertaker");
-        // Somebody else may take the free port first: then another one.
+        // Nor does the kernel give it away while the server is down. Somebody else may have it: then
+        // another one.
         let (port, options) = (0..10)
             .find_map(|_| {
                 let port = port_that_stays();
@@ -320,6 +319,18 @@ fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new("runuser");
     command.args(["-u", "postgres", "--"]).arg(program);
     command
+}
+
+/// A port that the kernel gives to nobody by itself, not even while the server is down.
+pub fn port_that_stays() -> u16 {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let n = COUNT.fetch_add(1, Ordering::Relaxed) + std::process::id().wrapping_mul(37);
+        let port = 10_000 + u16::try_from(n % 10_000).expect("a port");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn is_root() -> bool {
