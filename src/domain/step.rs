@@ -60,7 +60,8 @@ pub struct StepCall {
     pub status: CallStatus,
     /// What came back; null until something has.
     pub result: Option<Value>,
-    /// Why it failed; null unless it did.
+    /// Why it failed, or while its status is `unknown`, what happened instead of an answer; null
+    /// otherwise.
     pub error: Option<String>,
     /// The run that answers it, for tools of type `agent`; left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -91,11 +91,12 @@ fn call(text: &str) -> Result<CallId, AppError> {
 /// Call this for each action of type `tool_result` in `required_actions`: run the tool that you
 /// declared as `client` with the action's `arguments`, then post what came back (`success: true`,
 /// `result`) or why it failed (`success: false`, `error`); the model reads either. For an action of type
-/// `tool_outcome` the server made a call that must not be repeated and got no answer: find out what
-/// happened and post it in the same way, or send `retry: true` to have the call made again. Results may be
-/// posted as soon as the action is there, in any order, also while the run still works on other calls; it
-/// goes on by itself. An action of a child run may be answered at the child or at any run above it. Posting
-/// the same again is fine; another result for the same call gets 409 `already_decided`.
+/// `tool_outcome` the server made a call that must not be repeated and got no answer (the call's `error`
+/// in `GET /v1/runs/{run_id}/steps` says what came instead): find out what happened and post it in the
+/// same way, or send `retry: true` to have the call made again. Results may be posted as soon as the
+/// action is there, in any order, also while the run still works on other calls; it goes on by itself. An
+/// action of a child run may be answered at the child or at any run above it. Posting the same again is
+/// fine; another result for the same call gets 409 `already_decided`.
 #[utoipa::path(post, path = "/v1/runs/{run_id}/tool-results", operation_id = "post_tool_result", tag = "actions",
     params(("run_id" = RunId, Path, description = "The run.")),
     request_body = ToolResult,

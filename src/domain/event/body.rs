@@ -263,6 +263,9 @@ pub struct ToolCallOutcomeUnknown {
     pub call_id: CallId,
     /// The tool's name.
     pub tool: String,
+    /// What happened instead of an answer; left out by servers that did not write it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What somebody decided about a call.

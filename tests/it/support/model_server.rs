@@ -21,7 +21,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stepwell::models::{ProviderSettings, Timeouts, Wire};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -78,9 +78,9 @@ impl Gate {
         Self(Arc::new(Semaphore::new(0)))
     }
 
-    /// Opens it for good.
+    /// Opens it for good: who waits at it for a permit is told that there will be none, and goes on.
     pub fn open(&self) {
-        self.0.add_permits(Semaphore::MAX_PERMITS / 2);
+        self.0.close();
     }
 }
 
@@ -220,6 +220,8 @@ struct Shared {
     state: Mutex<State>,
     came: Notify,
     closed_early: watch::Sender<usize>,
+    /// Connections that are served.
+    open: watch::Sender<usize>,
 }
 
 impl Shared {
@@ -247,9 +249,26 @@ impl Shared {
     }
 }
 
+/// A socket at this address, which may be one of several there.
+fn socket_at(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
+fn listen(socket: TcpSocket) -> TcpListener {
+    socket.listen(BACKLOG).unwrap()
+}
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
 /// The server. It ends with its last handle.
 pub struct ModelServer {
     address: SocketAddr,
+    /// Never listens: nobody else is given the port while this server refuses.
+    _port: TcpSocket,
     shared: Arc<Shared>,
     accepting: Mutex<AbortHandle>,
     tasks: Mutex<JoinSet<()>>,
@@ -258,12 +277,14 @@ pub struct ModelServer {
 impl ModelServer {
     /// Starts a server on a free port.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listen(socket_at(([127, 0, 0, 1], 0).into()));
         let address = listener.local_addr().unwrap();
+        let port = socket_at(address);
         let shared = Arc::new(Shared::default());
         let mut tasks = JoinSet::new();
         let accepting = tasks.spawn(accept(listener, Arc::clone(&shared)));
-        Self { address, shared, accepting: Mutex::new(accepting), tasks: Mutex::new(tasks) }
+        let (accepting, tasks) = (Mutex::new(accepting), Mutex::new(tasks));
+        Self { address, _port: port, shared, accepting, tasks }
     }
 
     /// For a provider's `base_url`.
@@ -320,6 +341,13 @@ impl ModelServer {
         }
     }
 
+    /// Resolves when every connection that came is over, and so whatever was sent on it is in the list of
+    /// requests.
+    pub async fn wait_nobody(&self) {
+        let mut open = self.shared.open.subscribe();
+        open.wait_for(|open| *open == 0).await.unwrap();
+    }
+
     /// How often a client closed its socket before its answer had ended.
     pub fn closed_early(&self) -> usize {
         *self.shared.closed_early.borrow()
@@ -339,8 +367,8 @@ impl ModelServer {
     }
 
     /// Takes connections again, on the same port.
-    pub async fn listen_again(&self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
+    pub fn listen_again(&self) {
+        let listener = listen(socket_at(self.address));
         let accepting =
             self.tasks.lock().unwrap().spawn(accept(listener, Arc::clone(&self.shared)));
         *self.accepting.lock().unwrap() = accepting;
@@ -351,8 +379,28 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((socket, _)) = listener.accept().await {
         shared.state().connections += 1;
-        connections.spawn(serve(socket, Arc::clone(&shared)));
+        let (open, shared) = (Open::new(Arc::clone(&shared)), Arc::clone(&shared));
+        connections.spawn(async move {
+            serve(socket, shared).await;
+            drop(open);
+        });
         while connections.try_join_next().is_some() {}
+    }
+}
+
+/// A connection that counts until this is dropped.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.open.send_modify(|open| *open += 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
     }
 }
 

@@ -6,7 +6,6 @@
 //! port, gone when the process is, however it ended.
 
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -77,7 +76,7 @@ pub async fn until(url: &str, count: &'static str) {
         {
         }
     };
-    let patience = std::time::Duration::from_secs(20);
+    let patience = std::time::Duration::from_secs(60);
     tokio::time::timeout(patience, look).await.expect("what the test waits for happens");
 }
 
@@ -177,10 +176,11 @@ impl Cluster {
             .stderr(Stdio::null())
             .spawn()
             .expect("an undertaker");
-        // Somebody else may take the free port first: then another one.
+        // Nor does the kernel give it away while the server is down. Somebody else may have it: then
+        // another one.
         let (port, options) = (0..10)
             .find_map(|_| {
-                let port = free_port();
+                let port = port_that_stays();
                 let mut options = format!(
                     "-c port={port} -c listen_addresses=127.0.0.1 -c max_connections=300 \
                      -c unix_socket_directories=",
@@ -210,8 +210,11 @@ impl Cluster {
         let pid_file = self.home.join("data/postmaster.pid");
         let pid = std::fs::read_to_string(&pid_file).expect("a pid");
         let pid = pid.lines().next().expect("a pid").to_owned();
-        // Frozen first, so that it starts no process that nobody kills.
+        // Frozen first, so that it starts no process that nobody kills, and buries none that we list.
         run(Command::new("kill").args(["-STOP", &pid]));
+        while state(&pid).is_some_and(|state| state != 'T') {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let family: Vec<String> = children(&pid).into_iter().chain([pid]).collect();
         run(Command::new("kill").arg("-KILL").args(&family));
         // The next server refuses to start while an old process holds the shared memory.
@@ -273,9 +276,14 @@ fn children(parent: &str) -> Vec<String> {
 
 /// Whether the process is there and no zombie.
 fn is_alive(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which is in parentheses.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// What the process does: `T` when it is stopped.
+fn state(pid: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It follows the name, which is in parentheses.
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 impl Drop for Cluster {
@@ -313,9 +321,16 @@ fn as_postgres(program: &Path) -> Command {
     command
 }
 
-fn free_port() -> u16 {
-    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    socket.local_addr().expect("an address").port()
+/// A port that the kernel gives to nobody by itself, not even while the server is down.
+pub fn port_that_stays() -> u16 {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let n = COUNT.fetch_add(1, Ordering::Relaxed) + std::process::id().wrapping_mul(37);
+        let port = 10_000 + u16::try_from(n % 10_000).expect("a port");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn is_root() -> bool {

@@ -10,11 +10,14 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
+use super::postgres::port_that_stays;
 
 /// How long a server may take to say that it listens.
 const START: Duration = Duration::from_secs(60);
 /// How long it may take to stop when it is asked to.
 const STOP: Duration = Duration::from_secs(40);
+/// How long sockets and log lines may take that are on their way.
+const SETTLED: Duration = Duration::from_secs(30);
 
 /// A folder of its own, removed when it goes.
 pub struct Folder(PathBuf);
@@ -22,10 +25,17 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("stepwell-it-{}-{n}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a folder");
-        Self(path)
+        loop {
+            let n = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("stepwell-it-{}-{n}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Self(path),
+                // Of a process with the same number that was killed: a new server must not find its files.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("a folder: {error}"),
+            }
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -123,18 +133,6 @@ impl Setup {
     }
 }
 
-/// A port that the kernel gives to nobody by itself, not even while the server is down.
-fn port_that_stays() -> u16 {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    loop {
-        let n = COUNT.fetch_add(1, Ordering::Relaxed) + std::process::id() as usize * 37;
-        let port = 10_000 + u16::try_from(n % 10_000).expect("a port");
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 /// A server that ended before it listened.
 pub struct DiedYoung {
     pub pid: u32,
@@ -152,6 +150,19 @@ impl Server {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().expect("log").clone()
+    }
+
+    /// How often it has logged this, once it is at least `count` times, or else after a while: we read what
+    /// it writes a moment later.
+    pub async fn logged(&self, what: &str, count: usize) -> usize {
+        let began = Instant::now();
+        loop {
+            let found = self.log.lock().expect("log").matches(what).count();
+            if found >= count || began.elapsed() > SETTLED {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Its process.
@@ -175,13 +186,13 @@ impl Server {
         what.filter(|what| what.to_string_lossy().starts_with("socket:")).count()
     }
 
-    /// Its open sockets, once they are no more than `most`, or else after five seconds: a client hears
-    /// that its connection ends a moment before the server has closed it.
+    /// Its open sockets, once they are no more than `most`, or else after a while: a client hears that its
+    /// connection ends a moment before the server has closed it.
     pub async fn open_sockets_fall_to(&self, most: usize) -> usize {
         let began = Instant::now();
         loop {
             let open = self.open_sockets();
-            if open <= most || began.elapsed() > Duration::from_secs(5) {
+            if open <= most || began.elapsed() > SETTLED {
                 return open;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
