@@ -18,6 +18,7 @@ use crate::support::server::Setup;
 on_both_databases! {
     a_tree_that_is_cancelled_at_any_moment_ends_whole_and_from_below;
     a_tree_whose_children_wait_in_the_queue_is_cancelled;
+    a_tree_that_has_all_the_slots_is_cancelled_at_once;
     a_child_that_is_cancelled_is_a_failed_result;
     a_parent_that_runs_out_of_time_ends_its_children_first;
 }
@@ -90,6 +91,29 @@ async fn a_tree_whose_children_wait_in_the_queue_is_cancelled(url: String) {
     assert_eq!(client.wait(&run_id).await["status"], "cancelled");
     assert_ended_well(client, &family(client, &run_id).await).await;
     cancel(client, &blocker).await;
+}
+
+async fn a_tree_that_has_all_the_slots_is_cancelled_at_once(url: String) {
+    let setup = Setup::new(url, format!("{YAML}\nengine: {{ max_concurrent_runs: 1 }}\n"));
+    let server = setup.start().await;
+    let client = &server.client;
+    // Nobody above a leaf has a driver that could ask it to stop, or gets one before it has ended.
+    let work = Duration::from_secs(300);
+    add_tree(client, words(3_000, 100)).await;
+    let run_id = start(client, "top").await;
+    let leaf = loop {
+        let running = client.get("/v1/runs?agent_id=leaf&status=running").await.expect(200);
+        if let Some(leaf) = running["data"][0]["run_id"].as_str() {
+            break leaf.to_owned();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    client.events(&leaf, 0).await.until("message.delta").await;
+    let asked = Instant::now();
+    cancel(client, &run_id).await;
+    assert_eq!(client.wait(&run_id).await["status"], "cancelled");
+    assert!(asked.elapsed() < work / 5, "{:?}", asked.elapsed());
+    assert_ended_well(client, &family(client, &run_id).await).await;
 }
 
 async fn a_child_that_is_cancelled_is_a_failed_result(url: String) {
