@@ -6,6 +6,7 @@
 //! port, gone when the process is, however it ended.
 
 use std::io::Write as _;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -15,8 +16,6 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection};
 use stepwell::store::postgres::{Options, PostgresStore};
 use tokio::sync::OnceCell;
-
-use super::server::port_that_stays;
 
 /// The superuser's URL of the server that tests use, without the name of a database.
 fn server() -> &'static str {
@@ -320,6 +319,19 @@ fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new("runuser");
     command.args(["-u", "postgres", "--"]).arg(program);
     command
+}
+
+/// A port that the kernel gives to nobody by itself, not even while the server is down.
+pub fn port_that_stays() -> u16 {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let n =
+            std::process::id().wrapping_mul(37).wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + u16::try_from(n % 10_000).expect("a port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn is_root() -> bool {

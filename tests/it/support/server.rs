@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
+use super::postgres::port_that_stays;
 
 /// How long a server may take to say that it listens.
 const START: Duration = Duration::from_secs(60);
@@ -122,18 +123,6 @@ impl Setup {
             return Err(DiedYoung { pid: child.id(), log });
         };
         Ok(Server { child, client: Client::new(&format!("http://{address}")), log })
-    }
-}
-
-/// A port that the kernel gives to nobody by itself, not even while the server is down.
-pub fn port_that_stays() -> u16 {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    loop {
-        let n = COUNT.fetch_add(1, Ordering::Relaxed) + std::process::id() as usize * 37;
-        let port = 10_000 + u16::try_from(n % 10_000).expect("a port");
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 

@@ -243,6 +243,7 @@ async fn a_turn_that_is_asked_for_as_the_conversation_is_deleted_is_taken_whole_
     let report = Report::new("C4", "create against delete", database(&nodes));
     let cases = pick(80, 800);
     let sweep = usual(&nodes, &json!({"input": "One"})).await / 2;
+    let before = super::all(&nodes[0].client, "/v1/conversations?").await.len() as u64;
     let ended = play(&nodes, cases, sweep, |case| async move {
         let path = format!("/v1/conversations/{}", case.id);
         let ask = ask(&case.a, &case.id, "One", "reject");
@@ -269,7 +270,9 @@ async fn a_turn_that_is_asked_for_as_the_conversation_is_deleted_is_taken_whole_
     one_of(&["202 409", "404 204", "202 204"], &outcomes, &report);
     let left = super::all(client, "/v1/conversations?").await;
     let kept = outcomes.get("202 409").copied().unwrap_or_default();
-    report.check(left.len() as u64 == kept, || format!("{} are left of {kept}", left.len()));
+    report.check(left.len() as u64 == before + kept, || {
+        format!("{} are left of {before} and {kept}", left.len())
+    });
     let free = |conversation: &Value| is_free(conversation);
     report.check(left.iter().all(free), || format!("{left:?}"));
     report.finish(cases);
