@@ -113,9 +113,13 @@ find_postgres() {
   return 1
 }
 
-apt_install() {
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+# A mirror that stumbles is asked again; and whoever else installs something just now is waited for.
+apt() {
+  as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300 "$@"
 }
+apt_update() { apt update || { sleep 10 && apt update; }; }
+apt_install() { apt install -y --no-install-recommends "$@" >/dev/null; }
 
 install_postgres() {
   command -v apt-get >/dev/null || {
@@ -123,7 +127,7 @@ install_postgres() {
     return 1
   }
   # The package would make a cluster of its own, which nobody here wants.
-  as_root apt-get update -qq && apt_install postgresql-common &&
+  apt_update && apt_install postgresql-common &&
     as_root sed -ri 's/^#?(create_main_cluster) .*$/\1 = false/' /etc/postgresql-common/createcluster.conf &&
     apt_install postgresql &&
     find_postgres
@@ -136,7 +140,7 @@ install_tool() {
     echo "tests/run.sh: no $1 found and no apt-get: install $1" >&2
     return 1
   }
-  as_root apt-get update -qq && apt_install "$1"
+  apt_update && apt_install "$1"
 }
 
 start_postgres() {
@@ -230,12 +234,12 @@ if step "build" cargo test --locked --no-run --quiet; then
   if [ -z "$crash_tests" ] || [ -n "$(list_tests others)" ]; then
     # By their whole names: a part of one is a part of others too (config::edge).
     # shellcheck disable=SC2046,SC2086
-    counted "tests" timeout $foreground -k 10 1800 \
+    counted "tests" timeout $foreground -k 10 3600 \
       cargo test --locked --no-fail-fast ${only:+"$only"} -- ${crash_tests:+$(printf -- '--skip %s ' $crash_tests)} \
       $([ $clients = yes ] || echo --skip mcp::reference)
   fi
   if [ -n "$crash_tests" ]; then
-    [ $full = no ] && patience=1800 || patience=28800
+    [ $full = no ] && patience=3600 || patience=28800
     # By their names: several filters mean any of them, not all.
     # shellcheck disable=SC2086
     counted "crash tests" timeout $foreground -k 10 $patience \

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
 use crate::domain::tool::HttpMethod;
@@ -69,6 +69,16 @@ impl Lookup for Flipping {
             answers.pop_front();
         }
         Ok(answer)
+    }
+}
+
+/// Knows nobody.
+struct Unknown;
+
+#[async_trait]
+impl Lookup for Unknown {
+    async fn lookup(&self, _host: &str) -> io::Result<Vec<IpAddr>> {
+        Err(io::Error::other("no such name"))
     }
 }
 
@@ -167,14 +177,15 @@ async fn a_permit_that_is_gone_when_the_connection_stands_stops_the_request() {
 
 #[tokio::test]
 async fn a_host_that_takes_no_connection_got_no_request() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    // Nobody listens there, and nobody else is given the port.
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = held.local_addr().unwrap().port();
     let gate = Gate::new(opening(&["127.0.0.1"]));
     let (answer, left) = try_get(&gate, &format!("http://127.0.0.1:{port}/")).await;
     assert_eq!((answer.unwrap_err(), left), (Failure::NoConnection(Unreached::Host), Left::NotYet));
-    // Nobody has such a name (RFC 6761).
-    let gate = Gate::new(opening(&["nobody.invalid"]));
+    // Nobody has such a name. (The system's resolver may ask the network even for one that cannot be.)
+    let gate = Gate::with_lookup(opening(&["nobody.invalid"]), Arc::new(Unknown));
     let (answer, left) = try_get(&gate, "http://nobody.invalid/").await;
     assert_eq!((answer.unwrap_err(), left), (Failure::NoConnection(Unreached::Name), Left::NotYet));
 }

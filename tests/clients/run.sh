@@ -48,7 +48,19 @@ node_is_new_enough() { node -e 'process.exit(Number(process.versions.node.split(
 
 apt_install() {
   [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
-  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  local patient=(-qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300)
+  again apt-get "${patient[@]}" update &&
+    DEBIAN_FRONTEND=noninteractive apt-get "${patient[@]}" install -y --no-install-recommends "$@" >/dev/null
+}
+
+# again COMMAND…: a registry that stumbles is asked again, a little later.
+again() {
+  local try
+  for try in 1 2 3; do
+    "$@" && return 0
+    sleep $((try * 5))
+  done
+  return 1
 }
 
 need() {
@@ -66,7 +78,7 @@ typescript_packages() (
   want=$(cat package.json package-lock.json | cksum)
   [ "$(cat .installed 2>/dev/null)" = "$want" ] && return 0
   rm -f .installed
-  npm ci --ignore-scripts --no-audit --no-fund && echo "$want" >.installed
+  again npm ci --ignore-scripts --no-audit --no-fund --fetch-retries 5 && echo "$want" >.installed
 )
 
 python_packages() {
@@ -75,7 +87,8 @@ python_packages() {
   [ "$(cat "$kept/venv/.installed" 2>/dev/null)" = "$want" ] && return 0
   rm -rf "$kept/venv"
   python3 -m venv "$kept/venv" &&
-    "$kept/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/python/requirements.txt" &&
+    again "$kept/venv/bin/pip" install --quiet --disable-pip-version-check --retries 5 \
+      -r "$here/python/requirements.txt" &&
     echo "$want" >"$kept/venv/.installed"
 }
 
@@ -84,7 +97,7 @@ python_packages() {
 # first_line FILE: waits for the first line of a file that somebody writes.
 first_line() {
   local try
-  for try in $(seq 100); do
+  for try in $(seq 600); do
     [ -s "$1" ] && head -n 1 "$1" && return 0
     sleep 0.1
   done
@@ -114,7 +127,7 @@ serve() {
     (cd "$work/server$try" && exec "$bin" serve --listen "127.0.0.1:$port") >"$work/server.log" 2>&1 &
     pids+=($!)
     local server=$!
-    for _ in $(seq 150); do
+    for _ in $(seq 600); do
       kill -0 "$server" 2>/dev/null || break
       if STEPWELL_LISTEN=127.0.0.1:$port "$bin" healthcheck 2>/dev/null; then
         base_url=http://127.0.0.1:$port

@@ -12,7 +12,7 @@ exec </dev/null
 
 here=$PWD/tests/fuzz spec=$PWD/openapi.yaml
 target=${CARGO_TARGET_DIR:-target}
-seed=${FUZZ_SEED:-20261122} examples=${FUZZ_EXAMPLES:-25} seconds=${FUZZ_SECONDS:-300}
+seed=${FUZZ_SEED:-20261122} examples=${FUZZ_EXAMPLES:-25} seconds=${FUZZ_SECONDS:-900}
 mkdir -p "$target/fuzz" && kept=$(cd "$target/fuzz" && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/stepwell-fuzz.XXXXXX") || exit 1
 server=''
@@ -32,8 +32,13 @@ packages() {
   [ "$(cat "$kept/venv/.installed" 2>/dev/null)" = "$want" ] && return 0
   rm -rf "$kept/venv"
   python3 -m venv "$kept/venv" &&
-    "$kept/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt" &&
+    { install || { sleep 10 && install; }; } &&
     echo "$want" >"$kept/venv/.installed"
+}
+
+# A registry that stumbles is asked again.
+install() {
+  "$kept/venv/bin/pip" install --quiet --disable-pip-version-check --retries 5 -r "$here/requirements.txt"
 }
 
 # An agent of the file is read-only, so it stays what it is; its runs end at once.
@@ -42,7 +47,7 @@ serve() {
   (cd "$work" && exec "$bin" serve --listen 127.0.0.1:0 --config stepwell.yaml) 2>"$work/server.log" &
   server=$!
   local try
-  for try in $(seq 150); do
+  for try in $(seq 600); do
     base_url=$(grep -oE 'http://127\.0\.0\.1:[0-9]+' "$work/server.log" | head -n 1)
     [ -n "$base_url" ] && return 0
     kill -0 "$server" 2>/dev/null || return 1
@@ -65,7 +70,7 @@ export FUZZ_AGENT_ID=fuzzed
 FUZZ_RUN_ID=$(python3 - "$base_url/v1/agents/fuzzed/runs?wait=10" <<'PYTHON'
 import json, sys, urllib.request
 request = urllib.request.Request(sys.argv[1], b'{"input":"x"}', {"content-type": "application/json"})
-print(json.load(urllib.request.urlopen(request, timeout=20))["run_id"])
+print(json.load(urllib.request.urlopen(request, timeout=60))["run_id"])
 PYTHON
 ) || give_up "no run can be made"
 export FUZZ_RUN_ID SCHEMATHESIS_HOOKS=hooks

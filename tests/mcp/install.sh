@@ -16,7 +16,8 @@ if [ "$(cat "$kept/.installed" 2>/dev/null)" != "$want" ]; then
   rm -rf "$kept/.installed" "$kept/node_modules"
   cp tests/mcp/package.json tests/mcp/package-lock.json "$kept/"
   # Nothing is executed, and a registry that stumbles is asked again.
-  (cd "$kept" && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries 5 >&2)
+  install() { (cd "$kept" && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries 5 >&2); }
+  install || { sleep 10 && install; }
   echo "$want" >"$kept/.installed"
 fi
 echo "$kept"

@@ -241,10 +241,10 @@ mod tests {
     async fn the_first_address_that_takes_a_connection_wins() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let open = listener.local_addr().unwrap();
-        let closed = {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            listener.local_addr().unwrap()
-        };
+        // Nobody listens there, and nobody else is given it.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let closed = held.local_addr().unwrap();
         let tcp = race([closed, open].into()).await.unwrap();
         assert_eq!(tcp.peer_addr().unwrap(), open);
         let refused = race([closed].into()).await.unwrap_err();
@@ -254,6 +254,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_first_packet_that_was_dropped_costs_no_second() {
+        // The kernel sends it again after a second. A busy machine may take as long, but not each time.
+        let mut all = Vec::new();
+        while all.len() < 5 {
+            let took = time_behind_a_dropped_packet().await;
+            if took < Duration::from_millis(900) {
+                return;
+            }
+            all.push(took);
+        }
+        panic!("{all:?}");
+    }
+
+    async fn time_behind_a_dropped_packet() -> Duration {
         let listener = tokio::net::TcpSocket::new_v4().unwrap();
         listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = listener.listen(1).unwrap();
@@ -276,6 +289,6 @@ mod tests {
             tcp = race([address].into()) => assert_eq!(tcp.unwrap().peer_addr().unwrap(), address),
             () = accept => panic!("the listener is gone"),
         }
-        assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+        began.elapsed()
     }
 }

@@ -127,6 +127,10 @@ mod tests {
         drop(theirs);
         let (spoken_on, _, mut theirs) = dial(&pool).await;
         theirs.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
+        for socket in [&closed, &spoken_on] {
+            let Socket::Plain(tcp) = socket else { panic!("no TLS was asked for") };
+            tcp.readable().await.unwrap();
+        }
         for socket in [good, closed, spoken_on] {
             pool.0.keep(socket, now);
         }

@@ -162,10 +162,11 @@ async fn a_turn_that_needs_somebody_or_takes_long_is_a_run_to_follow(url: String
     assert_eq!(again.expect(200)["response"], "Done.", "the same turn, as it is today");
 
     let slow =
-        json!({"content": "Go", "config": {"script": [{"delay_ms": 3_000, "text": "Late."}]}});
+        json!({"content": "Go", "config": {"script": [{"delay_ms": 6_000, "text": "Late."}]}});
     let request = client.request(reqwest::Method::POST, &at(&talk, "complete")).json(&slow);
     let run = client.send(request.header("prefer", "wait=1")).await.expect(202);
-    assert_eq!((&run["status"], &run["retry_after_seconds"]), (&json!("running"), &json!(1)));
+    assert!(["queued", "running"].contains(&run["status"].as_str().expect("a status")), "{run}");
+    assert_eq!(run["retry_after_seconds"], 1);
     assert_eq!(client.wait(&id(&run)).await["result"]["content"], "Late.");
     for wait in ["x", "-1"] {
         let answer = client.post(&at(&talk, &format!("complete?wait={wait}")), &slow).await;

@@ -89,7 +89,8 @@ async fn a_parked_run_that_is_cancelled_leaves_an_answer_for_its_call(url: Strin
 async fn a_run_that_expires_amid_its_calls_leaves_an_answer_for_each(url: String) {
     let (server, models) = serve_with_model(url, "openai").await;
     let client = &server.client;
-    let talk = conversation(client, json!({"parameters": {"timeout_seconds": 1}})).await;
+    // Long enough for the calls to be made.
+    let talk = conversation(client, json!({"parameters": {"timeout_seconds": 4}})).await;
     models.script(vec![openai::tool_calls(SLEEPS)]);
     let run = turn(client, &talk, &json!({"input": "Sleep."})).await;
     assert_eq!(run["status"], "expired");

@@ -2,12 +2,12 @@
 //! that was said is lost or said twice.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::{YAML, agent, at, conversation, id, judge, release, start};
-use crate::support::client::{Client, Frame, log_of};
+use crate::support::client::{Client, Frame, Stream, log_of};
 use crate::support::on_both_databases;
 use crate::support::postgres;
 use crate::support::profile::pick;
@@ -22,8 +22,8 @@ on_both_databases! {
 fn turn(n: usize, on_busy: &str) -> Value {
     let calls = json!([{"tool": "echo", "arguments": {"text": "x"}}]);
     let script = json!([
-        {"text": "one two three", "chunk_delay_ms": 5, "tool_calls": calls},
-        {"text": "four five six", "chunk_delay_ms": 5},
+        {"text": "one two three", "chunk_delay_ms": 10, "tool_calls": calls},
+        {"text": "four five six", "chunk_delay_ms": 10},
     ]);
     json!({"input": format!("{n}"), "on_busy": on_busy, "config": {"script": script},
         "idempotency_key": format!("k{n}")})
@@ -50,8 +50,10 @@ async fn a_conversation_goes_on_after_every_kill(url: String) {
     let mut server = setup.start().await;
     server.client.post("/v1/agents", &agent("a")).await.expect(201);
     let talk = conversation(&server.client, json!({})).await;
-    let (kills, mut hit, mut n) = (pick(12, 120), 0, 0);
-    for _ in 0..kills {
+    let (wanted, mut kills, mut hit, mut n) = (pick(12, 120), 0, 0, 0);
+    // More of them where few hit, on a machine that is faster or slower than most.
+    while kills < wanted || (hit * 2 < wanted && kills < 4 * wanted) {
+        kills += 1;
         let mut posts = tokio::task::JoinSet::new();
         for _ in 0..4 {
             let on_busy = if random.one_in(4) { "interrupt" } else { "enqueue" };
@@ -66,7 +68,7 @@ async fn a_conversation_goes_on_after_every_kill(url: String) {
         server = setup.start().await;
         posts.join_all().await;
     }
-    assert!(hit * 2 >= kills, "{hit} of {kills} kills hit a turn");
+    assert!(hit * 2 >= wanted, "{hit} of {kills} kills hit a turn");
     let client = &server.client;
     let (runs, messages) = judge::assert_whole(client, &talk).await;
     println!("{hit} of {kills} kills hit one of {} turns", runs.len());
@@ -129,29 +131,47 @@ async fn a_conversation_is_followed_on_another_node() {
     let talk = conversation(&a.client, json!({})).await;
     let request = b.client.request(reqwest::Method::GET, &at(&talk, "events"));
     let mut stream = b.client.stream(request).await;
+    let mut took = Vec::new();
     for n in 0..5 {
-        let since = std::time::Instant::now();
+        let since = Instant::now();
         let run = super::say(&a.client, &talk, &format!("{n}")).await;
-        let mut frames: Vec<Frame> = Vec::new();
-        while !frames.last().is_some_and(Frame::is_final) {
-            frames.push(stream.next().await.expect("an event"));
-        }
+        let frames = until_end(&mut stream).await;
+        took.push(since.elapsed());
         let log = log_of(&b.client.events(&id(&run), 0).await.rest().await);
         let data = |frames: &[Frame]| frames.iter().map(|f| f.data.clone()).collect::<Vec<_>>();
         assert_eq!(data(&frames), data(&log));
-        // A second is what looking takes without being told.
-        assert!(since.elapsed() < Duration::from_millis(900), "{:?}", since.elapsed());
     }
+    assert_told(&took);
     // What waits on one node is released on the other.
-    let run = super::parked(&a.client, &talk, &["ask"]).await;
-    let next = start(&b.client, &talk, &json!({"input": "x", "on_busy": "enqueue"})).await;
-    let since = std::time::Instant::now();
-    release(&b.client, &run).await;
-    assert_eq!(a.client.wait(&next).await["status"], "completed");
-    assert!(since.elapsed() < Duration::from_millis(900), "{:?}", since.elapsed());
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        let run = super::parked(&a.client, &talk, &["ask"]).await;
+        let next = start(&b.client, &talk, &json!({"input": "x", "on_busy": "enqueue"})).await;
+        let since = Instant::now();
+        release(&b.client, &run).await;
+        assert_eq!(a.client.wait(&next).await["status"], "completed");
+        took.push(since.elapsed());
+    }
+    assert_told(&took);
     a.client.post(&at(&talk, "close"), &Value::Null).await.expect(200);
     let rest = stream.rest().await;
     assert_eq!(rest.last().expect("an end").json()["reason"], "conversation_closed");
+}
+
+/// The events until a run has ended.
+async fn until_end(stream: &mut Stream) -> Vec<Frame> {
+    let mut frames: Vec<Frame> = Vec::new();
+    while !frames.last().is_some_and(Frame::is_final) {
+        frames.push(stream.next().await.expect("an event"));
+    }
+    frames
+}
+
+/// Most of these were told by the other node: a second and more is what looking takes without that. On a
+/// busy machine one of them may take as long for itself.
+fn assert_told(took: &[Duration]) {
+    let quick = took.iter().filter(|took| **took < Duration::from_millis(900)).count();
+    assert!(quick * 2 > took.len(), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

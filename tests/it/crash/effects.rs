@@ -177,6 +177,10 @@ async fn judge_one(
     };
     report.check(is_allowed, || format!("{effect}: {} requests, and {run}", requests.len()));
     if ends == "unknown" {
+        let steps = client.get(&format!("/v1/runs/{run_id}/steps")).await.expect(200);
+        let why = &steps["data"][0]["tool_calls"][0]["error"];
+        let says = why.as_str().is_some_and(|why| why.starts_with("The server that made the call"));
+        report.check(says, || format!("{run_id} does not say why nobody knows: {steps}"));
         client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
     }
     judge::one(client, run_id, &Board::default().seen(run_id), report).await;

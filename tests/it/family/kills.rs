@@ -20,7 +20,8 @@ async fn a_tree_goes_on_after_every_kill_with_one_child_a_call(url: String) {
     add_tree(&server.client, words(8, 10)).await;
     let kills = pick(20, 200);
     let (mut hit, mut runs) = (0, Vec::new());
-    for _ in 0..kills {
+    // More of them where few hit, on a machine that is faster or slower than most.
+    while runs.len() < kills || (hit * 4 < kills && runs.len() < 5 * kills) {
         let run_id = start(&server.client, "top").await;
         tokio::time::sleep(Duration::from_millis(random.below(220))).await;
         let status = super::get(&server.client, &run_id).await["status"].clone();
@@ -37,8 +38,8 @@ async fn a_tree_goes_on_after_every_kill_with_one_child_a_call(url: String) {
         assert_eq!(family.len(), TREE);
         assert_ended_well(client, &family).await;
     }
-    println!("{hit} of {kills} kills hit a running tree");
-    assert!(hit * 4 >= kills, "{hit} of {kills} kills hit a running tree");
+    println!("{hit} of {} kills hit a running tree", runs.len());
+    assert!(hit * 4 >= kills, "{hit} of {} kills hit a running tree", runs.len());
 }
 
 async fn a_tree_is_handed_over_by_a_server_that_stops(url: String) {

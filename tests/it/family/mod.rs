@@ -50,14 +50,24 @@ async fn add(client: &Client, agents: &[Value]) {
 
 /// Three levels: `top` calls `mid` twice at once, `mid` calls `leaf` twice at once, a leaf does `work`.
 async fn add_tree(client: &Client, work: Value) {
-    let mid = json!([{"text": "mid asks", "tool_calls": [call("leaf"), call("leaf")]},
-        {"text": "mid is done"}]);
-    let top = json!([{"text": "top asks", "tool_calls": [call("mid"), call("mid")]},
-        {"text": "top is done"}]);
+    add_agents_of_a_tree(client, ["top", "mid", "leaf"], work).await;
+}
+
+/// The same, of agents whose names begin with this and a dash.
+async fn add_tree_of(client: &Client, name: &str, work: Value) {
+    let names = ["top", "mid", "leaf"].map(|agent| format!("{name}-{agent}"));
+    add_agents_of_a_tree(client, names.each_ref().map(String::as_str), work).await;
+}
+
+async fn add_agents_of_a_tree(client: &Client, [top, mid, leaf]: [&str; 3], work: Value) {
+    let two = |who: &str, tool: &str| {
+        json!([{"text": format!("{who} asks"), "tool_calls": [call(tool), call(tool)]},
+            {"text": format!("{who} is done")}])
+    };
     let agents = [
-        caller("leaf", &[], json!([work])),
-        caller("mid", &["leaf"], mid),
-        caller("top", &["mid"], top),
+        caller(leaf, &[], json!([work])),
+        caller(mid, &[leaf], two(mid, leaf)),
+        caller(top, &[mid], two(top, mid)),
     ];
     add(client, &agents).await;
 }

@@ -9,6 +9,9 @@ use crate::support::client::Client;
 use crate::support::on_both_databases;
 use crate::support::server::{Server, Setup};
 
+/// Longer than anything here takes.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 on_both_databases! {
     a_child_that_waits_parks_those_above_it_and_is_answered_at_the_top;
     an_answer_at_the_child_wakes_those_above_it;
@@ -51,7 +54,7 @@ async fn approve(client: &Client, run_id: &str, action: &Value) -> Value {
 
 /// Waits until a run asks for so many answers.
 async fn asks(client: &Client, run_id: &str, count: usize) -> Value {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let until = std::time::Instant::now() + PATIENCE;
     loop {
         let run = get(client, run_id).await;
         if run["status"] == "requires_action" && actions(&run).len() == count {
@@ -95,7 +98,7 @@ async fn a_child_that_waits_parks_those_above_it_and_is_answered_at_the_top(url:
 
 /// A run once it has ended, through its pauses.
 async fn end_of(client: &Client, run_id: &str) -> Value {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let until = std::time::Instant::now() + PATIENCE;
     loop {
         let run = get(client, run_id).await;
         if !run["completed_at"].is_null() {
@@ -167,7 +170,9 @@ async fn a_parked_tree_survives_a_kill_and_is_cancelled_as_one(url: String) {
     let server = setup.start().await;
     let client = &server.client;
     let run = asks(client, &other, 1).await;
-    client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await;
+    let stopping = client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await.body;
+    let told = stopping["instructions"].as_str().unwrap_or_default();
+    assert!(!told.contains("Answer"), "there is nothing to be answered any more: {stopping}");
     assert_eq!(end_of(client, &run_id).await["status"], "cancelled");
     let all = family(client, &run_id).await;
     assert!(all.iter().all(|run| run["status"] == "cancelled"), "{all:?}");
@@ -199,7 +204,7 @@ async fn a_parent_that_works_lists_what_its_children_ask(url: String) {
     let script = json!([{"tool_calls": [call("mid"), sleep]}, {"text": "never"}]);
     add(client, &[caller("busy", &["mid"], script)]).await;
     let run_id = start(client, "busy").await;
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let until = std::time::Instant::now() + PATIENCE;
     let run = loop {
         let run = get(client, &run_id).await;
         if !actions(&run).is_empty() {
@@ -235,7 +240,7 @@ async fn what_is_answered_is_open_nowhere_from_then_on(url: String) {
             assert_ne!(run["status"], "requires_action", "answered at {place}: {run}");
         }
         // Whoever waits then waits for the end, and not for what is over.
-        let end = client.get(&format!("/v1/runs/{run_id}?wait=30")).await.expect(200);
+        let end = client.get(&format!("/v1/runs/{run_id}?wait=60")).await.expect(200);
         assert_eq!(end["status"], "completed", "answered at {place}: {end}");
     }
 }

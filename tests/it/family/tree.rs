@@ -172,7 +172,8 @@ async fn a_parent_cannot_be_deleted_while_it_waits(url: String) {
     let (_setup, server) = serve(url).await;
     let client = &server.client;
     let script = json!([{"tool_calls": [call("slow")]}, {"text": "done"}]);
-    let agents = [caller("slow", &[], json!([words(30, 20)])), caller("asks", &["slow"], script)];
+    let agents =
+        [caller("slow", &[], json!([words(3_000, 20)])), caller("asks", &["slow"], script)];
     add(client, &agents).await;
     let run_id = start(client, "asks").await;
     client.events(&run_id, 0).await.until("tool_call.started").await;

@@ -1,7 +1,5 @@
 //! What a hostile server can do: fail its own calls, and no more.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
 use super::{Handler, agent, log, of, run, serve};
@@ -58,11 +56,10 @@ async fn a_list_without_end_is_cut_or_refused(url: String) {
     for (name, answer, what) in cases {
         let mcp = McpServer::start().await;
         mcp.on_list(answer);
-        let began = Instant::now();
         let (end, _) = run(client, name, mcp.tool("remote", "read")).await;
         let message = format!("The MCP server of the tool \"remote\" {what}.");
         assert_eq!((&end["status"], &end["error"]["message"]), (&json!("failed"), &json!(message)));
-        assert!(began.elapsed() < Duration::from_secs(10), "{name}: {:?}", began.elapsed());
+        assert_eq!(mcp.requests("tools/list").len(), 1, "{name}: it is not asked again");
     }
 }
 
@@ -108,9 +105,10 @@ async fn an_answer_without_end_is_broken_off(url: String) {
     let mcp = McpServer::start().await;
     mcp.on_call(|_| events(&[], End::Hang));
     let mut silent = mcp.tool("remote", "read");
-    silent["timeout_seconds"] = json!(1);
+    // Long enough for each attempt to leave.
+    silent["timeout_seconds"] = json!(3);
     let (_, log) = run(client, "silent", silent).await;
-    let told = "The tool did not answer within 1 s.";
+    let told = "The tool did not answer within 3 s.";
     assert_eq!(of(&log, "tool_call.failed")[0]["error"], told);
     assert_eq!(mcp.calls().len(), 3);
 }

@@ -328,7 +328,7 @@ async fn a_provider_that_refuses_connections_cannot_be_reached_until_it_is_back(
         server.refuse().await;
         let result = model.call(&request(), &mut Shown::default()).await;
         check("refuse", &Fails(FailureKind::Connect), &result);
-        server.listen_again().await;
+        server.listen_again();
         assert_eq!(model.call(&request(), &mut Shown::default()).await.unwrap().content, TEXT);
     }
 }

@@ -97,8 +97,8 @@ async fn the_arguments_that_a_person_edits_are_those_that_are_executed_and_the_m
     // What the model said stays as it said it; the result tells what became of it.
     assert_eq!(told[1]["tool_calls"][0]["function"]["arguments"], "{\"text\":\"mine\"}");
     let result = told[2]["content"].as_str().expect("a result");
-    assert!(result.contains("A person changed the arguments"), "{result}");
-    assert!(result.contains("{\"text\":\"yours\"}") && result.ends_with("yours"), "{result}");
+    let changed = "[A person changed the arguments of this call to:] {\"text\":\"yours\"}\nyours";
+    assert!(result.ends_with(changed), "{result}");
 }
 
 async fn arguments_that_do_not_fit_the_tool_are_refused_and_nothing_is_decided(url: String) {
@@ -284,12 +284,13 @@ async fn a_parked_run_survives_restarts_and_is_cancelled_with_its_question(url: 
     );
 }
 
-/// Echoes with somebody's leave, which may be given for a second, and sleeps for longer than anything here
+/// Echoes with somebody's leave, which may be given for so long, and sleeps for longer than anything here
 /// takes.
-async fn beside_a_long_call(url: String) -> (Setup, Server, String) {
+async fn beside_a_long_call(url: String, leave_seconds: u64) -> (Setup, Server, String) {
     let (setup, server) = serve(url).await;
     let tools = json!([
-        {"type": "builtin", "name": "echo", "requires_approval": true, "approval_timeout_seconds": 1},
+        {"type": "builtin", "name": "echo", "requires_approval": true,
+            "approval_timeout_seconds": leave_seconds},
         {"type": "builtin", "name": "sleep", "timeout_seconds": 300}]);
     let calls = json!([{"tool": "sleep", "arguments": {"seconds": 120}},
         {"tool": "echo", "arguments": {"text": "x"}}]);
@@ -309,7 +310,7 @@ async fn assert_still_sleeps(client: &Client, run_id: &str) {
 }
 
 async fn an_approved_call_is_made_while_another_call_of_its_step_still_runs(url: String) {
-    let (_setup, server, run_id) = beside_a_long_call(url).await;
+    let (_setup, server, run_id) = beside_a_long_call(url, 600).await;
     let client = &server.client;
     let mut stream = client.events(&run_id, 0).await;
     let asked = stream.until("approval.requested").await.json();
@@ -322,7 +323,7 @@ async fn an_approved_call_is_made_while_another_call_of_its_step_still_runs(url:
 }
 
 async fn an_approval_expires_in_time_while_another_call_of_its_step_still_runs(url: String) {
-    let (_setup, server, run_id) = beside_a_long_call(url).await;
+    let (_setup, server, run_id) = beside_a_long_call(url, 1).await;
     let client = &server.client;
     let mut stream = client.events(&run_id, 0).await;
     let expired = stream.until("approval.expired").await.json();

@@ -8,6 +8,7 @@ mod steering;
 use serde_json::{Value, json};
 
 use crate::support::client::{Client, log_of};
+use crate::support::model_server::{End, Gate, ModelServer, Piece, Reply};
 use crate::support::server::{Server, Setup};
 
 /// A server on this database, with nothing but the built-in models.
@@ -15,6 +16,18 @@ async fn serve(database_url: String) -> (Setup, Server) {
     let setup = Setup::new(database_url, "");
     let server = setup.start().await;
     (setup, server)
+}
+
+/// A server on this database, and a tool `wait` that answers when the gate is opened.
+async fn serve_with_a_wait(database_url: String) -> (Server, ModelServer, Value, Gate) {
+    let (tools, gate) = (ModelServer::start().await, Gate::new());
+    let pieces = vec![Piece::Gate(gate.clone()), Piece::Bytes(b"\"at last\"".to_vec())];
+    let reply = Reply::Stream { headers: Vec::new(), pieces, end: End::Clean };
+    tools.answer_with(move |_| reply.clone());
+    let server = Setup::new(database_url, "egress: { allow: [127.0.0.1] }\n").start().await;
+    let wait =
+        json!({"type": "http", "name": "wait", "url": tools.origin(), "timeout_seconds": 600});
+    (server, tools, wait, gate)
 }
 
 /// An agent of these tools, which makes these calls, and then says that it is done.

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{add_agent, approve, at, call, count, events, id, one, parked, result, serve, start};
+use super::{
+    add_agent, approve, at, call, count, events, id, one, parked, result, serve, serve_with_a_wait,
+    start,
+};
 use crate::support::on_both_databases;
 
 on_both_databases! {
@@ -81,13 +84,11 @@ async fn results_for_two_calls_at_once_never_leave_a_run_parked(url: String) {
 }
 
 async fn a_result_is_taken_while_other_calls_still_run(url: String) {
-    let (_setup, server) = serve(url).await;
+    let (server, _tools, wait, gate) = serve_with_a_wait(url).await;
     let client = &server.client;
     let mut calls = asks(&["find"]);
-    let sleep = json!({"tool": "sleep", "arguments": {"seconds": 1.5}});
-    calls.as_array_mut().expect("calls").push(sleep);
-    add_agent(client, "a", json!([mine("find"), {"type": "builtin", "name": "sleep"}]), calls)
-        .await;
+    calls.as_array_mut().expect("calls").push(json!({"tool": "wait", "arguments": {}}));
+    add_agent(client, "a", json!([mine("find"), wait]), calls).await;
     let run_id = start(client, "a").await;
     let mut stream = client.events(&run_id, 0).await;
     stream.until("tool_call.started").await;
@@ -98,6 +99,7 @@ async fn a_result_is_taken_while_other_calls_still_run(url: String) {
     let body = result(&call(&run, "find"), json!("here"));
     let run = client.post(&at(&run, "tool-results"), &body).await.expect(202);
     assert_eq!((&run["status"], &run["required_actions"]), (&json!("running"), &json!([])));
+    gate.open();
     let run = client.wait(&run_id).await;
     assert_eq!(run["status"], "completed", "{run}");
     let log = events(client, &run_id).await;

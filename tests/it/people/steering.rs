@@ -2,8 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{add_agent, at, call, count, events, id, one, parked, result, serve};
+use super::{
+    add_agent, at, call, count, events, id, one, parked, result, serve, serve_with_a_wait,
+};
+use crate::support::model_server::{Gate, ModelServer, Piece, openai};
 use crate::support::on_both_databases;
+use crate::support::server::Setup;
 
 on_both_databases! {
     a_message_is_read_before_the_next_model_call;
@@ -15,10 +19,9 @@ on_both_databases! {
 }
 
 async fn a_message_is_read_before_the_next_model_call(url: String) {
-    let (_setup, server) = serve(url).await;
+    let (server, _tools, wait, gate) = serve_with_a_wait(url).await;
     let client = &server.client;
-    let calls = json!([{"tool": "sleep", "arguments": {"seconds": 1}}]);
-    add_agent(client, "a", json!([{"type": "builtin", "name": "sleep"}]), calls).await;
+    add_agent(client, "a", json!([wait]), json!([{"tool": "wait", "arguments": {}}])).await;
     let run_id = super::start(client, "a").await;
     let mut stream = client.events(&run_id, 0).await;
     stream.until("tool_call.started").await;
@@ -29,6 +32,7 @@ async fn a_message_is_read_before_the_next_model_call(url: String) {
     let taken = answer.expect(202);
     let received = stream.until("input.received").await.json();
     assert_eq!((&received["message_id"], &received["step"]), (&taken["message_id"], &json!(1)));
+    gate.open();
     client.wait(&run_id).await;
     let log = events(client, &run_id).await;
     let applied = one(&log, "input.applied");
@@ -39,20 +43,23 @@ async fn a_message_is_read_before_the_next_model_call(url: String) {
 }
 
 async fn a_run_that_would_complete_makes_one_more_step_for_a_message(url: String) {
-    let (_setup, server) = serve(url).await;
+    let models = ModelServer::start().await;
+    let base_url = models.base_url();
+    let yaml = format!("providers:\n  p: {{ kind: openai, base_url: \"{base_url}\" }}\n");
+    let server = Setup::new(url, yaml).start().await;
     let client = &server.client;
+    client.post("/v1/agents", &json!({"agent_id": "a", "model": "p/m"})).await.expect(201);
     let words: Vec<String> = (0..40).map(|n| format!("w{n}")).collect();
-    let script = json!([{"text": words.join(" "), "chunk_delay_ms": 10}, {"text": "And more."}]);
-    let agent = json!({"agent_id": "a", "model": "builtin/script", "script": script});
-    client.post("/v1/agents", &agent).await.expect(201);
-    for at_event in [3, 10, 20] {
+    // Before its first word, amid them, and behind the last.
+    for (said, last) in [(1, "step.started"), (20, "message.delta"), (41, "message.delta")] {
+        let gate = Gate::new();
+        let first = openai::text(&words.join(" ")).with(said, Piece::Gate(gate.clone()));
+        models.script(vec![first, openai::text("And more.")]);
         let run_id = super::start(client, "a").await;
-        let mut stream = client.events(&run_id, 0).await;
-        for _ in 0..at_event {
-            stream.next().await.expect("an event");
-        }
+        client.events(&run_id, 0).await.until(last).await;
         let path = format!("/v1/runs/{run_id}/messages");
         client.post(&path, &json!({"content": "Go on."})).await.expect(202);
+        gate.open();
         let run = client.wait(&run_id).await;
         assert_eq!((&run["status"], &run["steps_completed"]), (&json!("completed"), &json!(2)));
         assert_eq!(run["result"]["content"], "And more.");

@@ -22,12 +22,14 @@ async fn a_cancel_around_completion_leaves_exactly_one_end_and_nothing_after_it(
     client.post("/v1/agents", &scripted("quick", &script)).await.expect(201);
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
     let cases = 60;
-    for case in 0..cases {
+    // The run takes about 50 ms, and some other time on another machine: the cancel comes sooner if the run
+    // had ended, and later if it had not, and so stays around its end.
+    let mut moment = Duration::from_millis(50);
+    for _ in 0..cases {
         let client = client.clone();
         let run = client.post("/v1/agents/quick/runs", &json!({"input": "Go"})).await.expect(202);
         let run_id = id(&run);
-        // The run takes about 50 ms: from well before its end to well after it.
-        tokio::time::sleep(Duration::from_millis(case * 110 / cases)).await;
+        tokio::time::sleep(moment).await;
         let cancel = format!("/v1/runs/{run_id}/cancel");
         let nothing = json!({});
         let four = [(); 4].map(|()| client.post(&cancel, &nothing));
@@ -44,12 +46,14 @@ async fn a_cancel_around_completion_leaves_exactly_one_end_and_nothing_after_it(
         assert!(last.is_final(), "nothing after it");
         assert_eq!(last.json()["status"], end["status"], "the run and its log agree");
         assert_eq!(end["last_seq"].as_i64(), Some(last.seq()));
-        *outcomes.entry(end["status"].as_str().expect("status").to_owned()).or_default() += 1;
+        let status = end["status"].as_str().expect("status").to_owned();
+        moment = moment.mul_f64(if status == "completed" { 0.8 } else { 1.25 });
+        *outcomes.entry(status).or_default() += 1;
     }
     for outcome in ["completed", "cancelled"] {
         assert!(outcomes.get(outcome).is_some_and(|n| *n >= 3), "both really happen: {outcomes:?}");
     }
-    assert_eq!(outcomes.values().sum::<usize>(), cases as usize, "{outcomes:?}");
+    assert_eq!(outcomes.values().sum::<usize>(), cases, "{outcomes:?}");
 }
 
 async fn a_cancel_in_the_middle_answers_open_calls_and_keeps_what_was_said(url: String) {
@@ -65,7 +69,8 @@ async fn a_cancel_in_the_middle_answers_open_calls_and_keeps_what_was_said(url: 
     let asked = std::time::Instant::now();
     client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await;
     let end = client.wait(&run_id).await;
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    // Long before its tool has slept enough.
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     assert_eq!(end["status"], "cancelled");
     assert_eq!(end["error"], Value::Null);
     assert_eq!(end["result"]["content"], "I will sleep.");

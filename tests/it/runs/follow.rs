@@ -18,13 +18,17 @@ on_both_databases! {
     a_filter_lets_through_what_was_asked_for_and_the_end;
 }
 
+/// Events that a reader takes at most before it drops. However few deltas a slow machine makes of the words,
+/// a log has twice as many facts and more.
+const MOST_AT_ONCE: f64 = 8.0;
+
 /// Reads a whole log in random pieces: joins late, drops anywhere, resumes behind what it has.
 async fn read_in_pieces(client: Client, run_id: String, resumes: Arc<AtomicUsize>) -> Vec<Frame> {
     let clock = Clock::system();
     let mut frames: Vec<Frame> = Vec::new();
     loop {
         let after = frames.last().map_or(0, Frame::seq);
-        let most = 1 + (clock.chance() * 40.0) as usize;
+        let most = 1 + (clock.chance() * MOST_AT_ONCE) as usize;
         let mut stream = client.events(&run_id, after).await;
         let mut taken = 0;
         while let Some(frame) = stream.next().await {
@@ -73,7 +77,7 @@ async fn twenty_readers_who_drop_and_resume_anywhere_get_the_same_bytes(url: Str
         logs.push(log.expect("a reader"));
     }
     let after_the_end = read_in_pieces(client.clone(), run_id.clone(), resumes.clone()).await;
-    assert!(resumes.load(Ordering::Relaxed) > 60, "readers really resumed: {resumes:?}");
+    assert!(resumes.load(Ordering::Relaxed) >= 2 * 21, "readers really resumed: {resumes:?}");
     assert!(server.terminate().await.success());
     let server = setup.start().await;
     let after_restart = read_in_pieces(server.client.clone(), run_id.clone(), resumes).await;

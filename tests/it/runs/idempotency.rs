@@ -130,7 +130,7 @@ async fn every_write_takes_a_key(url: String) {
         (Method::POST, "/v1/agents", agent, [201, 201]),
         (Method::PATCH, "/v1/agents/talker", json!({"name": "Talker"}), [200, 200]),
         (Method::POST, "/v1/agents/talker/runs", sleeper, [202, 202]),
-        (Method::POST, "/v1/runs/RUN/cancel", json!({}), [202, 200]),
+        (Method::POST, "/v1/runs/RUN/cancel", json!({}), [0, 200]),
         (Method::DELETE, "/v1/runs/RUN", Value::Null, [204, 204]),
         (Method::DELETE, "/v1/agents/talker", Value::Null, [204, 204]),
     ];
@@ -142,6 +142,9 @@ async fn every_write_takes_a_key(url: String) {
                 request = request.json(&body);
             }
             let answer = client.send(request).await;
+            // A cancel answers with the run as it is, and its driver may have been quick.
+            let on_its_way = if answer.body["status"] == "cancelling" { 202 } else { 200 };
+            let status = if status == 0 { on_its_way } else { status };
             assert_eq!(answer.status, status, "{method} {path} {n}: {}", answer.body);
             let replayed = answer.header("idempotent-replayed") == Some("true");
             assert_eq!(replayed, n == 1, "{method} {path} {n}");

@@ -12,8 +12,8 @@ use stepwell::domain::money::Usd;
 use stepwell::domain::run::{RunConfig, RunStatus};
 use stepwell::shutdown::Tasks;
 use stepwell::store::{
-    Append, AppendOutcome, ConversationDecision, ConversationWrite, CreateOutcome, GuestDecision,
-    GuestWrite, MessageRange, NewRun, NewTurn, Owner, RunUpdate, Store, StoreError,
+    Append, AppendOutcome, ConversationDecision, ConversationWrite, CreateOutcome, GuestDecide,
+    GuestDecision, GuestWrite, MessageRange, NewRun, NewTurn, Owner, RunUpdate, Store, StoreError,
 };
 
 use super::sample::*;
@@ -96,7 +96,7 @@ async fn live(store: Arc<dyn Store>, ids: Vec<ConversationId>, rounds: usize, n:
         let creates = order.iter().map(|id| turn(me, *id, busy[(n + round) % 3])).collect();
         let appends = mine.drain(..).map(|(run_id, rev, id)| over(run_id, rev, id)).collect();
         let batch = batch(me, creates, appends);
-        let outcome = store.flush(&batch).await.expect("no deadlock");
+        let outcome = at_last(|| store.flush(&batch)).await;
         // A run that was cancelled by somebody is missed, and over.
         for (new, outcome) in batch.creates.iter().zip(outcome.creates) {
             let CreateOutcome::Entered(entrance) = outcome else { continue };
@@ -106,20 +106,21 @@ async fn live(store: Arc<dyn Store>, ids: Vec<ConversationId>, rounds: usize, n:
                 mine.push((new.row.run_id, new.row.rev, id));
             }
         }
-        for claim in store.claim_due(me, NOW, 100).await.expect("claims") {
+        for claim in at_last(|| store.claim_due(me, NOW, 100)).await {
             let record = store.load_run(WS, claim.run_id).await.expect("an answer").expect("a run");
             mine.push((claim.run_id, claim.rev, record.row.conversation_id.expect("one")));
         }
     }
     let appends: Vec<_> = mine.drain(..).map(|(run_id, rev, id)| over(run_id, rev, id)).collect();
-    store.flush(&batch(me, vec![], appends)).await.expect("no deadlock");
+    let batch = batch(me, vec![], appends);
+    at_last(|| store.flush(&batch)).await;
     given
 }
 
 /// Cancels whoever is to be cancelled, and says something in between.
 async fn meddle(store: &dyn Store, ids: &[ConversationId]) {
-    for (_, run_id) in store.to_be_cancelled(100).await.expect("runs") {
-        let decide = Arc::new(move |locked: &stepwell::store::Locked| {
+    for (_, run_id) in at_last(|| store.to_be_cancelled(100)).await {
+        let decide: GuestDecide = Arc::new(move |locked: &stepwell::store::Locked| {
             let row = &locked.record.row;
             if row.status.is_final() {
                 return Ok(GuestDecision::Nothing);
@@ -135,8 +136,8 @@ async fn meddle(store: &dyn Store, ids: &[ConversationId]) {
                 update: Box::new(update),
             })
         });
-        let write = GuestWrite { workspace_id: WS, run_id, key: None, decide };
-        store.guest(write).await.expect("no deadlock");
+        let write = || GuestWrite { workspace_id: WS, run_id, key: None, decide: decide.clone() };
+        at_last(|| store.guest(write())).await;
     }
     for id in ids {
         let decide = Arc::new(|before: &Conversation| {
@@ -147,8 +148,13 @@ async fn meddle(store: &dyn Store, ids: &[ConversationId]) {
             let messages = vec![NewMessage::new(id, Role::User, text, NOW)];
             ConversationDecision::Change { conversation: Box::new(after), messages }
         });
-        let write = ConversationWrite { workspace_id: WS, conversation_id: *id, key: None, decide };
-        store.converse(write).await.expect("no deadlock");
+        let write = || ConversationWrite {
+            workspace_id: WS,
+            conversation_id: *id,
+            key: None,
+            decide: decide.clone(),
+        };
+        at_last(|| store.converse(write())).await;
     }
 }
 
@@ -235,10 +241,11 @@ async fn two_active_runs_in_one_conversation_are_refused_by_the_database_itself(
 
 /// Rows of messages that were read since the database was made.
 async fn messages_read(url: &str) -> i64 {
-    let mut admin = postgres::connect(url).await;
     // Backends tell what they have read when they end, at the latest.
-    let tell = "select pg_stat_clear_snapshot()";
-    admin.execute(tell).await.expect("a snapshot");
+    let all_have_left = "select (count(*) = 0)::int::bigint from pg_stat_activity \
+                         where datname = current_database() and pid <> pg_backend_pid()";
+    postgres::until(url, all_have_left).await;
+    let mut admin = postgres::connect(url).await;
     let read = "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)
         from pg_stat_user_tables where relname = 'conversation_messages'";
     sqlx::query_scalar(read).fetch_one(&mut admin).await.expect("a count")

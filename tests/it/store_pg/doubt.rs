@@ -124,7 +124,8 @@ async fn connections_that_died_are_replaced() {
     let me = node();
     let run_id = driven(&store, me).await;
     let mut admin = postgres::connect(&url).await;
-    let end_all = "select pg_terminate_backend(pid) from pg_stat_activity \
+    // And waits until they are gone.
+    let end_all = "select pg_terminate_backend(pid, 60000) from pg_stat_activity \
                    where datname = current_database() and pid <> pg_backend_pid()";
     admin.execute(end_all).await.expect("an end");
     // Whoever finds the dead connection is told; the next one gets another.

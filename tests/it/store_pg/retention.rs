@@ -115,23 +115,42 @@ async fn flushes_do_not_wait_for_a_day_that_somebody_reads() {
     let mut reader = postgres::connect(&url).await;
     reader.execute("begin").await.expect("begin");
     reader.execute("select count(*) from run_deltas").await.expect("a count");
-    let began = std::time::Instant::now();
-    let write = batch(me, vec![], vec![deltas(run_id, 2..3)]);
-    let flush = async {
-        postgres::until_somebody_waits(&url).await;
-        store.flush(&write).await
-    };
-    let (dropped, flushed) = tokio::join!(store.sweep_deltas(None, THIRD), flush);
-    assert!(matches!(dropped, Err(StoreError::Unavailable(_))), "{dropped:?}");
-    flushed.expect("a flush");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    assert_eq!((seqs(&*store, run_id).await, days(&mut admin).await), (vec![1, 2], 1));
+    // Who drops it waits for a tenth of a second: a busy machine may not see it in time, or be slow.
+    let (mut last, mut tries) = (1, 0);
+    loop {
+        tries += 1;
+        assert!(tries <= MOST_TRIES, "no flush was quick");
+        let mut dropping = std::pin::pin!(store.sweep_deltas(None, THIRD));
+        let (began, before) = (std::time::Instant::now(), last);
+        let dropped = tokio::select! {
+            dropped = &mut dropping => dropped,
+            () = postgres::until_somebody_waits(&url) => {
+                last += 1;
+                let write = batch(me, vec![], vec![deltas(run_id, last..last + 1)]);
+                store.flush(&write).await.expect("a flush");
+                dropping.await
+            }
+        };
+        assert!(matches!(dropped, Err(StoreError::Unavailable(_))), "{dropped:?}");
+        if last > before && began.elapsed() < Duration::from_secs(1) {
+            break;
+        }
+    }
+    let written: Vec<i32> = (1..=last).collect();
+    assert_eq!((seqs(&*store, run_id).await, days(&mut admin).await), (written, 1));
     assert_eq!(store.deltas_gone_before().await.expect("a time"), Timestamp::from_millis(0));
     // A day to come is no reason to wait, either.
-    let began = std::time::Instant::now();
-    let prepared = store.prepare_days().await;
-    assert!(matches!(prepared, Err(StoreError::Unavailable(_))), "{prepared:?}");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        assert!(tries <= MOST_TRIES, "it waited for long each time");
+        let began = std::time::Instant::now();
+        let prepared = store.prepare_days().await;
+        assert!(matches!(prepared, Err(StoreError::Unavailable(_))), "{prepared:?}");
+        if began.elapsed() < Duration::from_secs(1) {
+            break;
+        }
+    }
     reader.execute("rollback").await.expect("rollback");
     store.prepare_days().await.expect("a day");
     assert_eq!(store.sweep_deltas(None, THIRD).await.expect("a slice").days, 1);

@@ -13,7 +13,7 @@ use stepwell::domain::time::Timestamp;
 use stepwell::domain::usage::Usage;
 use stepwell::store::{
     Append, Batch, CreateOutcome, IdempotencyKey, NewKey, NewRun, Owner, RunBody, RunRow,
-    RunUpdate, Store, Written,
+    RunUpdate, Store, StoreError, Written,
 };
 
 pub const WS: WorkspaceId = WorkspaceId::DEFAULT;
@@ -160,6 +160,25 @@ pub fn batch(node_id: NodeId, creates: Vec<NewRun>, appends: Vec<Append>) -> Bat
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     Batch { node_id, lane: 0, number, at: NOW, creates, appends }
 }
+
+/// Asks again as long as the answer is that it cannot be just now: on a busy machine a neighbour may hold a
+/// lock for longer than anybody waits for one. That is no deadlock, which the database counts by itself.
+pub async fn at_last<T, F>(mut ask: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    for _ in 0..MOST_TRIES {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(StoreError::Unavailable(error)) => println!("not now: {error}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("it cannot be, {MOST_TRIES} times")
+}
+
+/// How often something is asked for: each time, two seconds pass before it is refused.
+pub const MOST_TRIES: usize = 20;
 
 /// A run that this node drives.
 pub async fn driven(store: &dyn Store, node_id: NodeId) -> RunId {

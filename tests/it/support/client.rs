@@ -8,8 +8,10 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
-/// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than anything here takes, and than the longest `wait`.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a run is waited for, a minute each time.
+const MAX_WAITS: usize = 4;
 
 /// A user of one server.
 #[derive(Clone)]
@@ -124,9 +126,18 @@ impl Client {
         self.wait(run.body["run_id"].as_str().expect("run_id")).await
     }
 
-    /// Waits for a run's end or its next pause.
+    /// Waits for a run's end or its next pause; gives it as it is if there is none in some minutes.
     pub async fn wait(&self, run_id: &str) -> Value {
-        self.get(&format!("/v1/runs/{run_id}?wait=60")).await.expect(200)
+        let path = format!("/v1/runs/{run_id}?wait=60");
+        let mut run = Value::Null;
+        for _ in 0..MAX_WAITS {
+            run = self.get(&path).await.expect(200);
+            if !["queued", "running", "cancelling"].contains(&run["status"].as_str().unwrap_or(""))
+            {
+                break;
+            }
+        }
+        run
     }
 }
 

@@ -126,7 +126,7 @@ impl McpServer {
     /// A tool of an agent that names this server.
     pub fn tool(&self, name: &str, effect: &str) -> Value {
         let url = self.http.base_url();
-        json!({"type": "mcp", "name": name, "url": url, "effect": effect, "timeout_seconds": 5})
+        json!({"type": "mcp", "name": name, "url": url, "effect": effect, "timeout_seconds": 60})
     }
 
     /// The calls that came, in order.
@@ -139,10 +139,12 @@ impl McpServer {
         self.play.lock().expect("no panic").closed.clone()
     }
 
-    /// Resolves when so many sessions were closed.
+    /// Resolves when so many sessions were closed, and the requests that closed them are among those that
+    /// came.
     pub async fn wait_closed(&self, count: usize) {
+        let goodbyes = || self.http.requests().iter().filter(|r| r.method == "DELETE").count();
         let mut all = 0;
-        while self.closed().len() < count {
+        while goodbyes() < count || self.closed().len() < count {
             all += 1;
             self.http.wait_requests(all).await;
         }
@@ -159,6 +161,15 @@ impl McpServer {
         let mut requests = self.http.requests();
         requests.retain(|request| request.body["method"] == method);
         requests
+    }
+
+    /// Resolves when a request like this has come.
+    pub async fn wait_until(&self, is: impl Fn(&Request) -> bool) {
+        let mut all = 0;
+        while !self.http.requests().iter().any(&is) {
+            all += 1;
+            self.http.wait_requests(all).await;
+        }
     }
 
     /// Resolves when so many messages of this method have come.

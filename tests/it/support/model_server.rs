@@ -78,9 +78,9 @@ impl Gate {
         Self(Arc::new(Semaphore::new(0)))
     }
 
-    /// Opens it for good.
+    /// Opens it for good: who waits at it for a permit is told that there will be none, and goes on.
     pub fn open(&self) {
-        self.0.add_permits(Semaphore::MAX_PERMITS / 2);
+        self.0.close();
     }
 }
 
@@ -367,7 +367,7 @@ impl ModelServer {
     }
 
     /// Takes connections again, on the same port.
-    pub async fn listen_again(&self) {
+    pub fn listen_again(&self) {
         let listener = listen(socket_at(self.address));
         let accepting =
             self.tasks.lock().unwrap().spawn(accept(listener, Arc::clone(&self.shared)));

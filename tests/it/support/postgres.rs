@@ -177,7 +177,8 @@ impl Cluster {
             .stderr(Stdio::null())
             .spawn()
             .expect("an undertaker");
-        // Somebody else may take the free port first: then another one.
+        // Nor does the kernel give it away while the server is down. Somebody else may have it: then
+        // another one.
         let (port, options) = (0..10)
             .find_map(|_| {
                 let port = port_that_stays();

@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -119,6 +120,8 @@ pub struct Visit {
 pub struct TlsServer {
     pub port: u16,
     visits: Arc<Mutex<Vec<Visit>>>,
+    /// How often somebody came and went without a word.
+    knocks: watch::Receiver<u64>,
     _accepting: JoinSet<()>,
 }
 
@@ -129,18 +132,29 @@ impl TlsServer {
         let port = listener.local_addr().expect("an address").port();
         let visits = Arc::<Mutex<Vec<Visit>>>::default();
         let seen = visits.clone();
+        let (knocked, knocks) = watch::channel(0);
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
-            // One after another: when somebody is answered, all before it are written down.
+            // One after another: behind a knock, all who came before it are written down.
             while let Ok((socket, _)) = listener.accept().await {
+                if socket.peek(&mut [0]).await.is_ok_and(|bytes| bytes == 0) {
+                    knocked.send_modify(|knocks| *knocks += 1);
+                    continue;
+                }
                 let visit = serve(socket, &acceptor).await;
                 seen.lock().expect("no panic").push(visit);
             }
         });
-        Self { port, visits, _accepting: accepting }
+        Self { port, visits, knocks, _accepting: accepting }
     }
 
-    pub fn visits(&self) -> Vec<Visit> {
+    /// Everybody who came so far. A visitor may have his answer and be gone before he is written down, so
+    /// this knocks behind him and waits until that was heard.
+    pub async fn visits(&self) -> Vec<Visit> {
+        let mut knocks = self.knocks.clone();
+        let before = *knocks.borrow();
+        drop(TcpStream::connect(("127.0.0.1", self.port)).await.expect("a connection"));
+        knocks.wait_for(|knocks| *knocks > before).await.expect("the server is there");
         self.visits.lock().expect("no panic").clone()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -43,6 +43,11 @@ struct Fault {
 }
 
 const ALWAYS: usize = usize::MAX;
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a call may take that is to be given up: long enough for each attempt to leave first.
+const SHORT_SECONDS: u64 = 4;
 
 fn status(status: u16, headers: &[(&str, &str)]) -> Reply {
     Reply::error(status, json!("no"), headers)
@@ -103,18 +108,21 @@ const fn fault(
 async fn every_fault_ends_as_its_effect_allows(url: String) {
     let database = if url.starts_with("sqlite") { "SQLite" } else { "Postgres" };
     let report = Report::new("P27", "effects x faults of an HTTP tool", database);
-    let tools = ModelServer::start().await;
+    // What hangs up on huge answers is counted apart from what gives up those that do not come.
+    let (tools, hogs) = (ModelServer::start().await, ModelServer::start().await);
     // Requests by path: /{fault}/{effect}.
     let asked = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
     let asking = asked.clone();
-    tools.answer_with(move |request: &Request| {
+    let answer = move |request: &Request| {
         let mut asked = asking.lock().expect("no panic");
         let count = asked.entry(request.path.clone()).or_default();
         *count += 1;
         let name = request.path.split('/').nth(1).expect("a fault");
         let fault = FAULTS.iter().find(|fault| fault.name == name).expect("a fault");
         if *count <= fault.times { (fault.reply)() } else { Reply::json(&json!({"ok": true})) }
-    });
+    };
+    tools.answer_with(answer.clone());
+    hogs.answer_with(answer);
     // Nobody listens there.
     let nobody = ModelServer::start().await;
     nobody.refuse().await;
@@ -122,7 +130,9 @@ async fn every_fault_ends_as_its_effect_allows(url: String) {
     let client = &server.client;
     let run = |name: &'static str, effect: &'static str, url: String| async move {
         let agent_id = format!("{name}-{effect}");
-        let tool = json!({"url": url, "effect": effect, "timeout_seconds": 1});
+        let hangs = ["timeout", "timeout-once", "drip", "400-drip", "500-drip"].contains(&name);
+        let seconds = if hangs { SHORT_SECONDS } else { 60 };
+        let tool = json!({"url": url, "effect": effect, "timeout_seconds": seconds});
         client.post("/v1/agents", &caller(&agent_id, tool, &json!({"n": 1}))).await.expect(201);
         let run = client.run_to_end(&agent_id, &json!({"input": "Go"})).await;
         let events = log(client, run["run_id"].as_str().expect("run_id")).await;
@@ -133,8 +143,8 @@ async fn every_fault_ends_as_its_effect_allows(url: String) {
         for effect in EFFECTS {
             let path = format!("/{}/{effect}", fault.name);
             let (ends, requests) = if effect == "once" { fault.once } else { fault.repeatable };
+            let (report, tools) = (&report, if fault.name == "huge" { &hogs } else { &tools });
             let (asked, url) = (asked.clone(), format!("{}{path}", tools.origin()));
-            let (report, tools) = (&report, &tools);
             cases.push(Box::pin(async move {
                 let (run, events) = run(fault.name, effect, url).await;
                 let count = asked.lock().expect("no panic")[&path];
@@ -175,7 +185,8 @@ async fn every_fault_ends_as_its_effect_allows(url: String) {
         }
     }
     // Those 64 MB were not read: the connection was closed instead.
-    report.check(tools.closed_early() >= 3, || "huge bodies were read to their ends".to_owned());
+    let closed = tokio::time::timeout(PATIENCE, hogs.wait_closed_early(EFFECTS.len())).await;
+    report.check(closed.is_ok(), || "huge bodies were read to their ends".to_owned());
     let requests: usize = asked.lock().expect("no panic").values().sum();
     report.note(format!("{requests} requests for {count} calls"));
     report.finish(count - 3);
@@ -328,6 +339,12 @@ async fn a_call_whose_outcome_is_unknown_holds_up_nobody_and_can_be_cancelled(ur
     assert_eq!(only(&events, "tool_call.completed")["tool"], "found");
     let unknown = only(&events, "tool_call.outcome_unknown");
     assert_eq!(run["required_actions"][0]["call_id"], unknown["call_id"]);
+    // Whoever is to find out reads where to begin, in the log and in the step.
+    let broke = "The connection to the tool broke before its answer was there.";
+    assert_eq!(unknown["error"], broke);
+    let steps = client.get(&format!("/v1/runs/{run_id}/steps")).await.expect(200);
+    let call = &steps["data"][0]["tool_calls"][0];
+    assert_eq!((&call["status"], &call["error"]), (&json!("unknown"), &json!(broke)), "{call}");
     let cancelled = client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
     assert_eq!(cancelled["status"], "cancelled");
     let events = log(client, run_id).await;
@@ -345,12 +362,12 @@ async fn cancelling_a_run_closes_the_sockets_of_its_tools(url: String) {
     client.post("/v1/agents", &caller("hangs", tool, &json!({}))).await.expect(201);
     let run = client.post("/v1/agents/hangs/runs", &json!({"input": "Go"})).await.expect(202);
     tools.wait_requests(1).await;
-    let asked = Instant::now();
     let path = format!("/v1/runs/{}/cancel", run["run_id"].as_str().expect("run_id"));
     let answer = client.post(&path, &json!({})).await;
     assert!(matches!(answer.status, 200 | 202), "on its way, or there already: {}", answer.body);
-    tools.wait_closed_early(1).await;
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    // Long before its time is over.
+    let closed = tokio::time::timeout(PATIENCE, tools.wait_closed_early(1)).await;
+    assert!(closed.is_ok(), "the socket is still open");
     let run = client.wait(run["run_id"].as_str().expect("run_id")).await;
     assert_eq!(run["status"], "cancelled");
 }

@@ -37,7 +37,7 @@ async fn a_tool_is_called_by_https_and_nobody_else_gets_a_byte_of_it(url: String
         let events = call(&server, host, good.port).await;
         let result = &only(&events, "tool_call.completed")["result"];
         assert_eq!(*result, json!({"hello": "you"}), "{host}");
-        let visit = good.visits().pop().expect("a visit");
+        let visit = good.visits().await.pop().expect("a visit");
         // It is asked for by its name, where that is one; HTTP/2 is not offered, since no connection is used twice.
         assert_eq!(visit.server_name.as_deref(), (host == "localhost").then_some(host));
         assert_eq!(visit.protocol.as_deref(), Some("http/1.1"));
@@ -45,7 +45,7 @@ async fn a_tool_is_called_by_https_and_nobody_else_gets_a_byte_of_it(url: String
         assert_eq!(visit.headers["authorization"], format!("Bearer {TOKEN}"));
         assert_eq!(visit.request, "POST /pay HTTP/1.1");
     }
-    assert_eq!(good.visits().len(), 2, "a connection for each request, and no more");
+    assert_eq!(good.visits().await.len(), 2, "a connection for each request, and no more");
 
     for (name, authority, valid, says, connections) in [
         ("DNS:other.example", &trusted, Valid::Now, "certificate is for another name", 1),
@@ -57,7 +57,7 @@ async fn a_tool_is_called_by_https_and_nobody_else_gets_a_byte_of_it(url: String
         // A `once` call: nothing left, so it is known to have failed, and the model is told.
         let error = &only(&events, "tool_call.failed")["error"];
         assert!(error.as_str().is_some_and(|error| error.contains(says)), "{error}");
-        let visits = bad.visits();
+        let visits = bad.visits().await;
         assert_eq!(visits.len(), connections, "{says}: such a thing does not pass: {visits:?}");
         assert!(visits.iter().all(|visit| !visit.is_secure && visit.request.is_empty()));
     }
@@ -66,7 +66,7 @@ async fn a_tool_is_called_by_https_and_nobody_else_gets_a_byte_of_it(url: String
     let port = plain.local_addr().expect("an address").port();
     let calling = call(&server, "127.0.0.1", port);
     let both = async { tokio::join!(calling, speaks_http(&plain)) };
-    let (events, heard) = timeout(Duration::from_secs(30), both).await.expect("three attempts");
+    let (events, heard) = timeout(Duration::from_secs(60), both).await.expect("three attempts");
     let error = &only(&events, "tool_call.failed")["error"];
     assert!(error.as_str().is_some_and(|error| error.contains("TLS handshake failed")), "{error}");
     assert!(!heard.is_empty() && !String::from_utf8_lossy(&heard).contains(TOKEN));

@@ -158,7 +158,7 @@ async fn whatever_is_answered_on_a_socket_comes_to_an_end() {
             while incoming.chunk().await?.is_some() {}
             Ok::<_, Fault>(())
         };
-        match tokio::time::timeout(Duration::from_secs(10), fetched).await.expect("an end") {
+        match tokio::time::timeout(Duration::from_secs(60), fetched).await.expect("an end") {
             Ok(()) => whole += 1,
             Err(_) => failed += 1,
         }
