@@ -126,8 +126,10 @@ pub async fn migrate(config: &Config) -> Result<(), StartError> {
 pub async fn serve(config: Config) -> Result<(), StartError> {
     let server = Server::start(config).await?;
     let address = server.address();
+    // Whoever reads the line may say that it is enough.
+    let stop = any_signal();
     tracing::info!("listening on http://{address} (docs: http://{address}/docs)");
-    server.run(any_signal()).await;
+    server.run(stop).await;
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! port, gone when the process is, however it ended.
 
 use std::io::Write as _;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -325,9 +326,10 @@ fn as_postgres(program: &Path) -> Command {
 pub fn port_that_stays() -> u16 {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     loop {
-        let n = COUNT.fetch_add(1, Ordering::Relaxed) + std::process::id().wrapping_mul(37);
+        let n =
+            std::process::id().wrapping_mul(37).wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
         let port = 10_000 + u16::try_from(n % 10_000).expect("a port");
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
