@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::app::{AppError, reading};
+use crate::app::{AppError, Sought, reading};
 use crate::domain::depth::is_too_deep;
 use crate::domain::ids::{AgentId, ConversationId, RunId};
 use crate::domain::limits::MAX_DEPTH;
@@ -191,19 +191,19 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
 /// A kind of id that stands in paths.
 pub trait Named: FromStr {
     /// What it names.
-    const WHAT: &'static str;
+    const WHAT: Sought;
 }
 
 impl Named for AgentId {
-    const WHAT: &'static str = "agent";
+    const WHAT: Sought = Sought::Agent;
 }
 
 impl Named for ConversationId {
-    const WHAT: &'static str = "conversation";
+    const WHAT: Sought = Sought::Conversation;
 }
 
 impl Named for RunId {
-    const WHAT: &'static str = "run";
+    const WHAT: Sought = Sought::Run;
 }
 
 /// The id in a path, looked at only when its turn comes: a malformed one is answered like one that

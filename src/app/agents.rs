@@ -9,7 +9,7 @@ use crate::domain::problem::Problems;
 use crate::store::{NewKey, Written};
 
 use super::idempotency::{Answer, RequestKey, taken};
-use super::{App, AppError, Caller, reading};
+use super::{App, AppError, Caller, Sought, reading};
 
 /// How often a change that lost a race is made again before the caller is told to come back.
 const MAX_RACES: usize = 8;
@@ -72,7 +72,7 @@ impl App {
     /// # Errors
     /// [`AppError::NotFound`] when it is gone.
     pub async fn replayed_agent(&self, caller: &Caller, resource: &str) -> Result<Agent, AppError> {
-        let agent_id = resource.parse().map_err(|_| AppError::NotFound("agent"))?;
+        let agent_id = resource.parse().map_err(|_| AppError::NotFound(Sought::Agent))?;
         self.get_agent(caller, &agent_id, None).await
     }
 
@@ -87,7 +87,7 @@ impl App {
         version: Option<i32>,
     ) -> Result<Agent, AppError> {
         let agent = self.store().load_agent(caller.workspace_id, agent_id, version).await?;
-        agent.ok_or(AppError::NotFound("agent"))
+        agent.ok_or(AppError::NotFound(Sought::Agent))
     }
 
     /// Agents that take runs, by `agent_id`.
@@ -181,7 +181,7 @@ impl App {
                 self.current.forget(workspace_id, agent_id);
                 Ok(Answer::new(()))
             }
-            Written::Done(false) => Err(AppError::NotFound("agent")),
+            Written::Done(false) => Err(AppError::NotFound(Sought::Agent)),
             Written::KeyTaken(row) => taken(key.as_ref(), row).map(|_| Answer::replay(())),
         }
     }
@@ -226,7 +226,11 @@ impl App {
 pub(super) fn check_model(model: &str, pointer: &str) -> Problems {
     let mut problems = Problems::new();
     let fits = model.chars().count() <= MAX_MODEL_CHARS && !model.chars().any(char::is_control);
-    problems.require(fits, pointer, "at most 256 characters, none of them control characters");
+    problems.require(
+        fits,
+        pointer,
+        "must have at most 256 characters, none of them control characters",
+    );
     problems
 }
 

@@ -15,7 +15,7 @@ use crate::log::guest;
 use crate::store::{GuestDecide, GuestOutcome, GuestWrite, NewKey, RunRecord};
 
 use super::idempotency::{Answer, RequestKey, taken};
-use super::{App, AppError, Caller};
+use super::{App, AppError, Caller, Sought};
 
 /// What became of a visit: done, or found done by an earlier request with the same key.
 enum Visited {
@@ -40,7 +40,7 @@ impl App {
         let call_id = verdict.call_id;
         let own = self.verdict(caller, run_id, verdict.clone()).await?;
         match self.answer(caller, run_id, run_id, own, key).await {
-            Err(AppError::NotFound("call")) => {
+            Err(AppError::NotFound(Sought::Call)) => {
                 let child = self.run_below(caller, run_id, call_id).await?;
                 let decide = self.verdict(caller, child, verdict).await?;
                 self.answer(caller, run_id, child, decide, key).await
@@ -68,7 +68,7 @@ impl App {
         call_id: CallId,
     ) -> Result<RunId, AppError> {
         let found = self.log.run_of_call(caller.workspace_id, run_id, call_id).await?;
-        found.filter(|found| *found != run_id).ok_or(AppError::NotFound("call"))
+        found.filter(|found| *found != run_id).ok_or(AppError::NotFound(Sought::Call))
     }
 
     /// Takes what came of a call, and gives the run as it is then.
@@ -86,7 +86,7 @@ impl App {
         let call_id = report.call_id;
         let decide = || guest::report(self.clock(), report.clone());
         match self.answer(caller, run_id, run_id, decide(), key).await {
-            Err(AppError::NotFound("call")) => {
+            Err(AppError::NotFound(Sought::Call)) => {
                 let child = self.run_below(caller, run_id, call_id).await?;
                 self.answer(caller, run_id, child, decide(), key).await
             }
@@ -158,10 +158,10 @@ impl App {
         let write = GuestWrite { workspace_id, run_id, key: key.clone(), decide };
         match self.log.visit(write).await? {
             GuestOutcome::Done { .. } => Ok(Visited::Done),
-            GuestOutcome::Absent => Err(AppError::NotFound("run")),
+            GuestOutcome::Absent => Err(AppError::NotFound(Sought::Run)),
             GuestOutcome::KeyTaken(row) => taken(key.as_ref(), row).map(Visited::Before),
             GuestOutcome::Refused(refusal) => Err(match refusal {
-                Refusal::NoSuchCall => AppError::NotFound("call"),
+                Refusal::NoSuchCall => AppError::NotFound(Sought::Call),
                 Refusal::AlreadyDecided(call_id) => AppError::AlreadyDecided(call_id),
                 Refusal::RunEnded(status) => AppError::RunEnded { run_id, status },
                 Refusal::Invalid(problems) => AppError::Invalid(problems),
@@ -193,5 +193,5 @@ impl App {
 /// # Errors
 /// [`AppError::NotFound`] when that was no message.
 pub fn replayed_message(resource: &str) -> Result<MessageId, AppError> {
-    resource.parse().map_err(|_| AppError::NotFound("run"))
+    resource.parse().map_err(|_| AppError::NotFound(Sought::Run))
 }

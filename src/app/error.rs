@@ -1,5 +1,7 @@
 //! Why a use case was refused or failed. Each variant is one line of the API's error table.
 
+use std::fmt;
+
 use serde_json::{Map, Value, json};
 
 use crate::domain::conversation::{MAX_MESSAGES, MAX_WAITING, Refusal};
@@ -9,13 +11,37 @@ use crate::domain::problem::Problems;
 use crate::domain::run::RunStatus;
 use crate::store::StoreError;
 
+/// What a caller names by an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sought {
+    /// An agent.
+    Agent,
+    /// A tool call of a run.
+    Call,
+    /// A conversation.
+    Conversation,
+    /// A run.
+    Run,
+}
+
+impl fmt::Display for Sought {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Agent => "agent",
+            Self::Call => "call",
+            Self::Conversation => "conversation",
+            Self::Run => "run",
+        })
+    }
+}
+
 /// Why a use case was refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// There is no such thing in the caller's workspace. Says nothing about which id was asked for,
     /// so that another workspace's is answered like one that nobody has.
     #[error("There is no such {0}.")]
-    NotFound(&'static str),
+    NotFound(Sought),
     /// The id is taken.
     #[error("An agent with the id {0} exists already.")]
     AlreadyExists(AgentId),
@@ -158,14 +184,14 @@ impl AppError {
     /// What to do next, where it differs from what the kind of error always asks for.
     pub fn suggested_action(&self) -> Option<String> {
         match self {
-            Self::NotFound("agent") => {
+            Self::NotFound(Sought::Agent) => {
                 Some("List the agents with GET /v1/agents and use one of their ids.".to_owned())
             }
-            Self::NotFound("run") => Some(
+            Self::NotFound(Sought::Run) => Some(
                 "Check the run_id, or list the runs with GET /v1/runs; it may have been deleted."
                     .to_owned(),
             ),
-            Self::NotFound("conversation") => Some(
+            Self::NotFound(Sought::Conversation) => Some(
                 "Check the conversation_id, or list the conversations with GET /v1/conversations; it may \
                  have been deleted."
                     .to_owned(),
@@ -180,7 +206,7 @@ impl AppError {
             Self::Conversation { refusal: Refusal::TooLong, .. } => {
                 Some("Go on in a new conversation.".to_owned())
             }
-            Self::NotFound("call") => {
+            Self::NotFound(Sought::Call) => {
                 Some("Use a call_id of the run's required_actions: GET the run to see them.".to_owned())
             }
             Self::RunEnded { status: RunStatus::Cancelling, .. } => {

@@ -17,7 +17,7 @@ use crate::store::{NewKey, NewRun, Owner, RunBody, RunRecord, RunUpdate};
 
 use super::agents::check_model;
 use super::idempotency::{Answer, RequestKey, taken};
-use super::{App, AppError, Caller};
+use super::{App, AppError, Caller, Sought};
 
 /// A fork to be made.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,7 +87,7 @@ impl App {
         let facts = self.store().read_facts(caller.workspace_id, run_id, 0).await?;
         if facts.is_empty() {
             // Erased since.
-            return Err(AppError::NotFound("run"));
+            return Err(AppError::NotFound(Sought::Run));
         }
         let folded = Folded::read(&facts)?;
         let last = folded.steps_completed + 1;

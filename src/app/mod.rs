@@ -44,7 +44,7 @@ use crate::log::pulse::Trouble;
 use crate::store::SharedStore;
 
 pub use caller::Caller;
-pub use error::AppError;
+pub use error::{AppError, Sought};
 pub use view::Links;
 
 /// The use cases of this server. Shared behind an `Arc`.

@@ -24,7 +24,7 @@ use super::agents::check_model;
 use super::current::CurrentAgent;
 use super::idempotency::{Answer, RequestKey, taken};
 use super::turns::Turn;
-use super::{App, AppError, Caller};
+use super::{App, AppError, Caller, Sought};
 
 /// How often a creation that met a newer version of its agent is made again.
 const MAX_RACES: usize = 3;
@@ -97,12 +97,12 @@ impl App {
                 Created::AgentMoved => {
                     agent = self.reload_agent(caller, &agent.agent.agent_id).await?;
                 }
-                Created::ConversationGone => return Err(AppError::NotFound("conversation")),
+                Created::ConversationGone => return Err(AppError::NotFound(Sought::Conversation)),
                 // Nobody called it.
                 Created::FamilyFull => return Err(AppError::Contended),
                 Created::Refused(refusal) => {
                     let turn = request.turn.as_ref().map(|turn| turn.conversation.conversation_id);
-                    let conversation_id = turn.ok_or(AppError::NotFound("conversation"))?;
+                    let conversation_id = turn.ok_or(AppError::NotFound(Sought::Conversation))?;
                     return Err(AppError::Conversation { conversation_id, refusal });
                 }
             }
@@ -119,7 +119,7 @@ impl App {
         caller: &Caller,
         resource: &str,
     ) -> Result<RunRecord, AppError> {
-        let run_id = resource.parse().map_err(|_| AppError::NotFound("run"))?;
+        let run_id = resource.parse().map_err(|_| AppError::NotFound(Sought::Run))?;
         self.get_run(caller, run_id).await
     }
 
@@ -129,7 +129,7 @@ impl App {
     /// [`AppError::NotFound`].
     pub async fn get_run(&self, caller: &Caller, run_id: RunId) -> Result<RunRecord, AppError> {
         let record = self.log.load_run(caller.workspace_id, run_id).await?;
-        record.ok_or(AppError::NotFound("run"))
+        record.ok_or(AppError::NotFound(Sought::Run))
     }
 
     /// A run once it has ended or waits for somebody, or as it is after `patience`.
@@ -143,7 +143,7 @@ impl App {
         patience: Duration,
     ) -> Result<RunRecord, AppError> {
         let record = self.log.settled(caller.workspace_id, run_id, patience).await?;
-        record.ok_or(AppError::NotFound("run"))
+        record.ok_or(AppError::NotFound(Sought::Run))
     }
 
     /// Runs that the filter lets through, by `run_id`.
@@ -177,7 +177,7 @@ impl App {
             descending: scan.order == crate::domain::page::Order::Desc,
         };
         let entries = self.store().read_log(caller.workspace_id, run_id, range).await?;
-        entries.map(|entries| page.finish(entries)).ok_or(AppError::NotFound("run"))
+        entries.map(|entries| page.finish(entries)).ok_or(AppError::NotFound(Sought::Run))
     }
 
     /// All steps of a run.
@@ -188,7 +188,7 @@ impl App {
         let facts = self.store().read_facts(caller.workspace_id, run_id, 0).await?;
         if facts.is_empty() {
             // Every run has its first event: no fact, no run.
-            return Err(AppError::NotFound("run"));
+            return Err(AppError::NotFound(Sought::Run));
         }
         Ok(Folded::read(&facts)?.steps())
     }
@@ -210,7 +210,7 @@ impl App {
     ) -> Result<Answer<RunRecord>, AppError> {
         let key = self.new_key(caller, key, &run_id);
         match self.log.cancel(caller.workspace_id, run_id, key.clone()).await? {
-            GuestOutcome::Absent => Err(AppError::NotFound("run")),
+            GuestOutcome::Absent => Err(AppError::NotFound(Sought::Run)),
             GuestOutcome::Done { .. } | GuestOutcome::Refused(_) => {
                 self.get_run(caller, run_id).await.map(Answer::new)
             }
@@ -234,7 +234,7 @@ impl App {
         let key = self.new_key(caller, key, &run_id);
         match self.log.erase(caller.workspace_id, run_id, key.clone()).await? {
             Erased::Done => Ok(Answer::new(())),
-            Erased::Absent => Err(AppError::NotFound("run")),
+            Erased::Absent => Err(AppError::NotFound(Sought::Run)),
             Erased::Active(run_id) => {
                 let status = self.get_run(caller, run_id).await?.row.status;
                 Err(AppError::RunActive { run_id, status })

@@ -15,7 +15,7 @@ use crate::store::{FindTurn, MessageRange, NewTurn, RunRecord, TurnPlace};
 
 use super::idempotency::{Answer, RequestKey};
 use super::runs::RunRequest;
-use super::{App, AppError, Caller};
+use super::{App, AppError, Caller, Sought};
 
 /// Instructions that may stand behind the question that a turn without an input answers.
 const MAX_INSTRUCTIONS: i64 = 100;
@@ -69,7 +69,7 @@ impl App {
         request: RunRequest,
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
-        let turn = request.turn.as_ref().ok_or(AppError::NotFound("conversation"))?;
+        let turn = request.turn.as_ref().ok_or(AppError::NotFound(Sought::Conversation))?;
         let agent = self.current_agent(caller, &turn.conversation.agent_id).await?;
         if request.input.is_none() {
             self.must_wait_for_an_answer(caller, &turn.conversation).await?;
@@ -125,7 +125,7 @@ impl App {
             None if conversation.active_run_id.is_some() => conversation.active_run_id,
             None => self.last_run_of(caller, conversation_id).await?,
         };
-        let run_id = run_id.ok_or(AppError::NotFound("call"))?;
+        let run_id = run_id.ok_or(AppError::NotFound(Sought::Call))?;
         self.post_tool_result(caller, run_id, report, key).await
     }
 
@@ -232,7 +232,7 @@ impl App {
     ) -> Result<Option<MessageId>, AppError> {
         let facts = self.store().read_facts(caller.workspace_id, run_id, 0).await?;
         if facts.is_empty() {
-            return Err(AppError::NotFound("run"));
+            return Err(AppError::NotFound(Sought::Run));
         }
         let folded = Folded::read(&facts)?;
         let mut messages = folded.steps.iter().rev().filter_map(|turn| turn.message.as_ref());

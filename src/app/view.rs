@@ -104,12 +104,16 @@ impl App {
         let events_url = format!("{status_url}/events");
         let next = next(row.status, now.since(row.created_at), &status_url, &events_url);
         let retry_after_seconds = next.retry_after_seconds;
-        let instructions = match (answer_at(&required_actions, &status_url), next.instructions) {
+        let answer = match row.status {
+            // What is still open below it is being cancelled too.
+            RunStatus::Cancelling => None,
+            _ => answer_at(&required_actions, &status_url),
+        };
+        let instructions = match (answer, next.instructions) {
             (Some(answer), Some(meanwhile)) if row.status != RunStatus::RequiresAction => {
                 Some(format!("{meanwhile} {answer}"))
             }
-            (Some(answer), _) => Some(answer),
-            (None, instructions) => instructions,
+            (answer, instructions) => answer.or(instructions),
         };
         let status_message = match row.status {
             RunStatus::RequiresAction => waiting_for(&required_actions),
@@ -169,15 +173,7 @@ impl App {
 /// What the newest fact says about how a run ended.
 fn ended(status: RunStatus, newest: Option<&Entry>) -> Result<Option<RunEnded>, AppError> {
     let Some(newest) = newest.filter(|_| status.is_final()) else { return Ok(None) };
-    let event = Event::read(newest.event_type, &newest.data)?;
-    Ok(match event {
-        Event::RunCompleted(ended)
-        | Event::RunIncomplete(ended)
-        | Event::RunFailed(ended)
-        | Event::RunCancelled(ended)
-        | Event::RunExpired(ended) => Some(ended),
-        _ => None,
-    })
+    Ok(Event::read(newest.event_type, &newest.data)?.into_end())
 }
 
 fn input(first: &Entry) -> Result<Input, AppError> {

@@ -113,6 +113,10 @@ In the file only:
                         output_usd_per_million,
                       timeouts: connect_seconds [10], first_token_seconds [60], idle_seconds [45]
   agents.AGENT_ID     an agent as POST /v1/agents takes it
+  secrets.NAME        env: the variable with its value; hosts that it may be sent to; workspaces [default]:
+                      what ${secret.NAME} stands for in headers of tools
+  egress.allow        host names, addresses and networks that tools may reach besides the public
+                      internet by https [none]
   edge                max_connections [20000], max_connections_per_address [the same],
                       max_streams [10000], max_streams_per_workspace [the same],
                       stall_seconds [30], stream_minutes [30]
@@ -211,6 +215,9 @@ mod tests {
             assert!(flag.is_hide_env_values_set(), "{variable} would show its value");
         }
         assert!(help.contains("STEPWELL_ADMIN_KEY"));
+        for section in ["providers", "agents", "secrets", "egress", "edge", "retention"] {
+            assert!(help.contains(&format!("\n  {section}")), "{section}");
+        }
     }
 
     #[test]

@@ -100,7 +100,11 @@ impl Catalogue {
         let providers = providers.join(", ");
         match name.split_once('/') {
             Some((provider, _)) => {
-                format!("provider {provider:?} is not configured; configured: {providers}")
+                format!(
+                    "provider {provider:?} is not configured; configured: {providers}. The operator \
+                     adds others in stepwell.yaml; for openai and anthropic OPENAI_API_KEY or \
+                     ANTHROPIC_API_KEY in the server's environment is enough"
+                )
             }
             None => format!(
                 "a bare model name needs default_provider; write \"provider/{name}\" with one of: {providers}"

@@ -60,12 +60,13 @@ pub struct StepCall {
     pub status: CallStatus,
     /// What came back; null until something has.
     pub result: Option<Value>,
-    /// Why it failed; null unless it did.
+    /// Why it failed, or while its status is `unknown`, what happened instead of an answer; null
+    /// otherwise.
     pub error: Option<String>,
     /// The run that answers it, for tools of type `agent`; left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub child_run_id: Option<RunId>,
-    /// How often it was made; 0 before the first time.
+    /// How often it was begun, as in `tool_call.started`; 0 before that, and for tools of type `client`.
     pub attempt: i32,
     /// When it was last made.
     pub started_at: Option<Timestamp>,

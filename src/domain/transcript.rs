@@ -16,8 +16,7 @@ use super::window::{self, Overflow};
 const NO_ANSWER: &str = "No answer came back.";
 
 /// What the model gets to read in front of the result of a call that a person changed.
-const CHANGED: &str =
-    "[A person changed the arguments of this call before it was made. They were:]";
+const CHANGED: &str = "[A person changed the arguments of this call to:]";
 
 /// The request for the model call of step number `step`.
 pub fn request(folded: &Folded, plan: &Plan, step: i32, attempt: i32) -> ModelRequest {

@@ -75,8 +75,8 @@ impl Departure {
         self.refusal.store(status, Ordering::SeqCst);
     }
 
-    /// Sends a request of a library that was handed the client: this attempt is asked when the
-    /// connection stands, and told that it leaves.
+    /// Sends a request by the gate's client, or by a library that was handed it: this attempt is asked
+    /// when the connection stands, and told that it leaves.
     pub async fn during<F: Future>(self: Arc<Self>, sending: F) -> F::Output {
         DEPARTURE.scope(self, sending).await
     }
@@ -100,7 +100,7 @@ pub struct Withheld;
 tokio::task_local! {
     /// The attempt that a connection is made for. Connections are not shared and the client makes them
     /// in the task that sends, so there is exactly one.
-    pub(super) static DEPARTURE: Arc<Departure>;
+    static DEPARTURE: Arc<Departure>;
 }
 
 /// A layer around the client's connector: when a connection stands, the attempt is asked.
@@ -138,7 +138,7 @@ where
         let connecting = self.0.call(target);
         Box::pin(async move {
             let connection = connecting.await?;
-            // A library that was handed the client asks for itself.
+            // Without an attempt it is no call: greetings and lists need no permit.
             DEPARTURE.try_with(|departure| departure.leave()).unwrap_or(Ok(()))?;
             Ok(connection)
         })

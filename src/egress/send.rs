@@ -10,7 +10,7 @@ use rustls::CertificateError;
 use tokio::time::timeout;
 use url::Url;
 
-use super::departure::{DEPARTURE, Withheld};
+use super::departure::Withheld;
 use super::{Departure, Gate, Left};
 use crate::domain::egress::Refused;
 use crate::domain::retry;
@@ -151,7 +151,7 @@ impl Gate {
         if let Some(body) = request.body {
             building = building.body(body);
         }
-        let response = DEPARTURE.scope(departure.clone(), building.send()).await;
+        let response = departure.clone().during(building.send()).await;
         let mut response = response.map_err(|error| match departure.left() {
             // Whatever it was, it was before the connection stood.
             Left::NotYet => no_connection(&error),

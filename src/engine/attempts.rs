@@ -104,7 +104,7 @@ fn after(outcome: Outcome, effect: Effect, attempts_left: u32) -> Next {
         Outcome::Busy(why, _) => failed(why),
         Outcome::Unknown(_) if may_repeat && attempts_left > 0 => Next::Again { asked: None },
         Outcome::Unknown(why) if may_repeat => failed(why),
-        Outcome::Unknown(_) => Next::Over(Made::Unknown),
+        Outcome::Unknown(why) => Next::Over(Made::Unknown(why)),
     }
 }
 
@@ -215,7 +215,7 @@ mod tests {
         let why = || "why".to_owned();
         let failed = || Next::Over(Made::Answered(Err(why())));
         let again = || Next::Again { asked: None };
-        let unknown = || Next::Over(Made::Unknown);
+        let unknown = || Next::Over(Made::Unknown(why()));
         // Outcome; then for read and idempotent, and for once: with attempts left, and without.
         for (outcome, repeatable, once) in [
             (Outcome::Failed(why()), [failed(), failed()], [failed(), failed()]),

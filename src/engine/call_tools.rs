@@ -86,11 +86,11 @@ impl Driver {
             (Made::Answered(answer), Some((step, call))) if call.state == CallState::Started => {
                 write::call_answered(step, call, answer, now)
             }
-            (Made::Unknown, Some((step, call))) if call.state == CallState::Started => {
-                write::outcome_unknown(step, call)
+            (Made::Unknown(why), Some((step, call))) if call.state == CallState::Started => {
+                write::outcome_unknown(step, call, why)
             }
             // Answered by somebody else meanwhile, or the step is over: too late.
-            (Made::Answered(_) | Made::Unknown, _) => return Ok(()),
+            (Made::Answered(_) | Made::Unknown(_), _) => return Ok(()),
         };
         self.push(vec![event], Owner::Keep).map(drop)
     }

@@ -9,7 +9,7 @@
 use futures_util::future::join_all;
 use serde_json::Value;
 
-use crate::domain::event::{Event, RunEnded};
+use crate::domain::event::Event;
 use crate::domain::family::{self, ChildState};
 use crate::domain::fold::Folded;
 use crate::domain::ids::{AgentId, CallId, RunId};
@@ -249,28 +249,20 @@ const fn refused(why: String) -> Met {
 /// How a child is: by its row, its open actions and its newest fact.
 fn met(record: &RunRecord) -> Result<Met, StoreError> {
     let status = record.row.status;
-    let said = match &record.newest_fact {
+    let end = match &record.newest_fact {
         Some(fact) => Event::read(fact.event_type, &fact.data)
-            .map_err(|error| StoreError::Corrupt(format!("{}: {error}", record.row.run_id)))
-            .map(Some)?,
+            .map_err(|error| StoreError::Corrupt(format!("{}: {error}", record.row.run_id)))?
+            .into_end(),
         None => None,
     };
-    Ok(match said {
-        Some(
-            Event::RunCompleted(ended)
-            | Event::RunIncomplete(ended)
-            | Event::RunFailed(ended)
-            | Event::RunCancelled(ended)
-            | Event::RunExpired(ended),
-        ) => over(ended, record),
-        _ if status == RunStatus::RequiresAction && !record.actions.is_empty() => {
-            Met::Alive(ChildState::Parked(record.actions.clone()))
-        }
-        // Parked with nothing open: what it waited for was answered below it, and it will go on.
-        _ => Met::Alive(ChildState::Active),
-    })
-}
-
-fn over(ended: RunEnded, record: &RunRecord) -> Met {
-    Met::Over { answer: family::answer(ended), cost: record.row.tree_cost() }
+    if let Some(end) = end {
+        return Ok(Met::Over { answer: family::answer(end), cost: record.row.tree_cost() });
+    }
+    Ok(Met::Alive(if status == RunStatus::RequiresAction && !record.actions.is_empty() {
+        ChildState::Parked(record.actions.clone())
+    } else {
+        // It works; or it is parked with nothing open: what it waited for was answered below it, and it
+        // will go on.
+        ChildState::Active
+    }))
 }

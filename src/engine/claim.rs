@@ -197,18 +197,24 @@ impl Engine {
     async fn hand_in(&self, run: (WorkspaceId, RunId), mut calls: Calls) {
         while let Some(call) = calls.join_next().await {
             let Ok((call_id, Made::Answered(answer))) = call else { continue };
-            for _ in 0..HAND_IN_TRIES {
-                let answer = CallAnswer { call_id, answer: answer.clone() };
-                match self.log.answer_call(run, answer).await {
-                    Ok(()) => break,
-                    Err(error) if error.is_passing() => tokio::time::sleep(POLL).await,
-                    Err(error) => {
-                        tracing::error!(run_id = %run.1, %error, "an answer could not be handed in");
-                        break;
-                    }
-                }
+            if let Err(error) = self.hand_in_one(run, CallAnswer { call_id, answer }).await {
+                tracing::error!(run_id = %run.1, %call_id, %error, "an answer could not be handed in");
             }
         }
+    }
+
+    async fn hand_in_one(
+        &self,
+        run: (WorkspaceId, RunId),
+        answer: CallAnswer,
+    ) -> Result<(), StoreError> {
+        for _ in 1..HAND_IN_TRIES {
+            match self.log.answer_call(run, answer.clone()).await {
+                Err(error) if error.is_passing() => tokio::time::sleep(POLL).await,
+                handed_in => return handed_in,
+            }
+        }
+        self.log.answer_call(run, answer).await
     }
 
     async fn drive_to_rest(

@@ -77,7 +77,8 @@ impl Driver {
             if !unlisted.passing || began.elapsed() + wait > PATIENCE {
                 return self.end(unavailable(unlisted)).await.and(Err(Stop::Rest));
             }
-            tracing::warn!(run_id = %self.run_id(), message = unlisted.message, "asking again");
+            tracing::warn!(run_id = %self.run_id(), why = unlisted.message,
+                "the tools of an MCP server are not known; asking again");
             self.unless_interrupted(tokio::time::sleep(wait)).await?;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

@@ -96,6 +96,11 @@ impl Log {
         run_id: RunId,
         call_id: CallId,
     ) -> Result<Option<RunId>> {
+        // What is open is listed with each run above it; only what was answered is to be looked for.
+        let open = self.load_run(workspace_id, run_id).await?.map(|run| run.actions);
+        if let Some(open) = open.iter().flatten().find(|open| open.call_id == call_id) {
+            return Ok(Some(open.run_id));
+        }
         let (mut waiting, mut seen) = (vec![run_id], HashSet::from([run_id]));
         while let Some(run_id) = waiting.pop() {
             let facts = self.store.read_facts(workspace_id, run_id, 0).await?;

@@ -207,10 +207,12 @@ impl Server {
             runs = engine.driving(),
             "stopping: no new connections, runs are handed back"
         );
+        // Before anybody can see that it stops, and says it again.
+        let again = any_signal();
         edge.stop();
         tokio::select! {
             () = drain(&engine, &edge, &work, &journal) => {}
-            () = any_signal() => tracing::warn!("stopping at once; runs go on when a node starts"),
+            () = again => tracing::warn!("stopping at once; runs go on when a node starts"),
         }
         drop(serving);
         if timeout(LAST_COMMITS, store.close()).await.is_err() {

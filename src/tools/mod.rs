@@ -29,6 +29,10 @@ use crate::shutdown::Tasks;
 
 pub use crate::egress::{Departure, Left};
 
+/// Attempts at a call to somebody else, the first included, if its effect allows for more than one: the
+/// run holds a slot meanwhile, and what is broken for longer is for the model to read.
+const ATTEMPTS: u32 = 3;
+
 /// One attempt at a call of a tool.
 #[derive(Clone)]
 pub struct ToolCall {
@@ -42,6 +46,13 @@ pub struct ToolCall {
     pub arguments: Value,
     /// For tools that send something: to be asked right before it is sent, and told.
     pub departure: Arc<Departure>,
+}
+
+impl ToolCall {
+    /// By what whoever is called may know that this is the same call as before.
+    fn idempotency_key(&self) -> String {
+        format!("{}:{}", self.run_id, self.call_id)
+    }
 }
 
 /// What came of an attempt.
@@ -100,7 +111,8 @@ impl Tools {
         Self { clock, gate, secrets, servers }
     }
 
-    /// The tool that a definition means; `None` where somebody else makes the call.
+    /// The tool that a definition means; `None` where this room cannot know it by that alone, or nothing
+    /// is called.
     pub fn find(&self, tool: &tool::Tool) -> Option<Box<dyn Tool>> {
         match tool {
             tool::Tool::Builtin(builtin) => {
@@ -112,7 +124,7 @@ impl Tools {
             }
             // Found by what its server has told of it: `mcp::Servers::tool`.
             tool::Tool::Mcp(_) => None,
-            // Theirs to come: their agents are refused.
+            // Answered by whoever posts the result, and by a run of its own: nothing is called here.
             tool::Tool::Client(_) | tool::Tool::Agent(_) => None,
         }
     }

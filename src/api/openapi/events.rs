@@ -150,7 +150,9 @@ fn event(word: &str, own: RefOr<Schema>) -> RefOr<Schema> {
     }
     let may_be_left_out = |name: &str| {
         // What `step.started` always says, `step.restarted` says when it changes.
-        MAY_BE_LEFT_OUT.contains(&name) || (word, name) == ("step.restarted", "dropped_messages")
+        MAY_BE_LEFT_OUT.contains(&name)
+            || (word, name) == ("step.restarted", "dropped_messages")
+            || (word, name) == ("tool_call.outcome_unknown", "error")
     };
     let always = object.properties.keys().filter(|name| !may_be_left_out(name));
     object.required = always.cloned().collect();

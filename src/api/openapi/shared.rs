@@ -104,8 +104,18 @@ fn headers(operation: &mut Operation, is_write: bool) {
             let told = "`true` when an earlier request with the same key did it.";
             put("Idempotent-Replayed", Type::String, told);
         }
-        if matches!(id.as_str(), "create_agent" | "create_run") {
-            put("Location", Type::String, "Where it is.");
+        let location = match id.as_str() {
+            "create_agent" | "create_run" | "fork_run" | "create_conversation" => {
+                Some("Where it is.")
+            }
+            "create_conversation_run" | "complete_conversation" | "steer_run" => {
+                Some("Where the run is.")
+            }
+            "post_message" => Some("Where the conversation's messages are."),
+            _ => None,
+        };
+        if let Some(what) = location {
+            put("Location", Type::String, what);
         }
         if matches!(id.as_str(), "create_agent" | "get_agent" | "update_agent") {
             put("ETag", Type::String, "The version, for `If-Match`.");
@@ -116,7 +126,19 @@ fn headers(operation: &mut Operation, is_write: bool) {
         if id == "create_run" && status == "200" {
             put("Preference-Applied", Type::String, "How long the answer was held back at most.");
         }
-        if matches!((id.as_str(), status.as_str()), ("create_run" | "cancel_run", "202")) {
+        // Whatever answers with a run that is not over yet.
+        let tells_a_run = matches!(
+            id.as_str(),
+            "create_run"
+                | "fork_run"
+                | "cancel_run"
+                | "create_conversation_run"
+                | "complete_conversation"
+                | "post_tool_result"
+                | "decide_approval"
+                | "post_conversation_tool_result"
+        );
+        if tells_a_run && status == "202" {
             put("Retry-After", Type::Integer, "When to look again, in seconds.");
         }
     }

@@ -15,7 +15,7 @@ use crate::api::{ApiError, ApiState, reply};
 use crate::app::answers::replayed_message;
 use crate::app::idempotency::Answer;
 use crate::app::runs::RunRecord;
-use crate::app::{AppError, Caller};
+use crate::app::{AppError, Caller, Sought};
 use crate::domain::answer::{Report, Said, Verdict};
 use crate::domain::event::ApprovalDecision;
 use crate::domain::ids::{CallId, MessageId, RunId};
@@ -83,7 +83,7 @@ impl ToolResult {
 
 /// A call's id in a body addresses it: a malformed one is answered like one that nobody has.
 fn call(text: &str) -> Result<CallId, AppError> {
-    text.parse().map_err(|_| AppError::NotFound("call"))
+    text.parse().map_err(|_| AppError::NotFound(Sought::Call))
 }
 
 /// Post a tool's result
@@ -91,11 +91,12 @@ fn call(text: &str) -> Result<CallId, AppError> {
 /// Call this for each action of type `tool_result` in `required_actions`: run the tool that you
 /// declared as `client` with the action's `arguments`, then post what came back (`success: true`,
 /// `result`) or why it failed (`success: false`, `error`); the model reads either. For an action of type
-/// `tool_outcome` the server made a call that must not be repeated and got no answer: find out what
-/// happened and post it in the same way, or send `retry: true` to have the call made again. Results may be
-/// posted as soon as the action is there, in any order, also while the run still works on other calls; it
-/// goes on by itself. An action of a child run may be answered at the child or at any run above it. Posting
-/// the same again is fine; another result for the same call gets 409 `already_decided`.
+/// `tool_outcome` the server made a call that must not be repeated and got no answer (the call's `error`
+/// in `GET /v1/runs/{run_id}/steps` says what came instead): find out what happened and post it in the
+/// same way, or send `retry: true` to have the call made again. Results may be posted as soon as the
+/// action is there, in any order, also while the run still works on other calls; it goes on by itself. An
+/// action of a child run may be answered at the child or at any run above it. Posting the same again is
+/// fine; another result for the same call gets 409 `already_decided`.
 #[utoipa::path(post, path = "/v1/runs/{run_id}/tool-results", operation_id = "post_tool_result", tag = "actions",
     params(("run_id" = RunId, Path, description = "The run.")),
     request_body = ToolResult,
@@ -130,8 +131,9 @@ pub struct Decision {
     call_id: String,
     /// Whether it may be made.
     decision: ApprovalDecision,
-    /// With `approve`: make the call with these arguments instead. They must fit the tool's schema;
-    /// the model is told that a person changed them.
+    /// With `approve`: make the call with these arguments instead. They must fit the tool's schema (that
+    /// of an `mcp` tool is its server's: there the call fails if they do not); the model is told that a
+    /// person changed them.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     arguments: Option<Value>,
@@ -151,7 +153,8 @@ impl Decision {
 /// Approve or deny a tool call
 ///
 /// Call this for an action of type `approval`, once a person (or whoever may decide in their place) has
-/// looked at `tool` and `arguments`. `approve`: the call is made, with `arguments` if you send any.
+/// looked at `tool` and `arguments`. `approve`: the call is made, with `arguments` if you send any; in a
+/// run that is `requires_action` as soon as nothing else of it is open.
 /// `deny`: it is not made; the model is told, with your `reason`, and goes on. Undecided calls are denied
 /// at `expires_at`. The first decision counts: the same again is fine, another gets 409
 /// `already_decided`. Never decide for a person who did not ask you to.

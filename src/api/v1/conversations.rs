@@ -15,7 +15,7 @@ use crate::api::query::{self, Both, Query};
 use crate::api::{ApiError, ApiState, reply};
 use crate::app::conversations::ConversationRequest;
 use crate::app::idempotency::Answer;
-use crate::app::{AppError, Caller};
+use crate::app::{AppError, Caller, Sought};
 use crate::domain::conversation::{ConversationView, DEFAULT_TIMEOUT_SECONDS};
 use crate::domain::ids::{AgentId, ConversationId};
 use crate::domain::page::{Order, Page};
@@ -326,7 +326,7 @@ impl ApiState {
 /// A conversation that a body names: one that is not there is no missing path.
 pub(super) fn named_in_body(error: AppError) -> AppError {
     match error {
-        AppError::NotFound("conversation") => {
+        AppError::NotFound(Sought::Conversation) => {
             AppError::invalid("/conversation_id", "there is no such conversation")
         }
         other => other,

@@ -13,7 +13,7 @@ use crate::store::{ConversationDecide, ConversationDecision, MessageRange};
 
 use super::{Conversed, change};
 use crate::app::idempotency::{Answer, RequestKey};
-use crate::app::{App, AppError, Caller};
+use crate::app::{App, AppError, Caller, Sought};
 
 /// A message to be stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,7 +85,7 @@ impl App {
         conversation_id: ConversationId,
         resource: &str,
     ) -> Result<Message, AppError> {
-        let gone = || AppError::NotFound("conversation");
+        let gone = || AppError::NotFound(Sought::Conversation);
         let message_id: MessageId = resource.parse().map_err(|_| gone())?;
         self.message(caller, conversation_id, message_id).await?.ok_or_else(gone)
     }

@@ -21,7 +21,7 @@ use crate::store::{
 
 use super::agents::check_model;
 use super::idempotency::{Answer, RequestKey, taken};
-use super::{App, AppError, Caller};
+use super::{App, AppError, Caller, Sought};
 
 /// A conversation to be created.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +50,7 @@ impl App {
         key: Option<&RequestKey>,
     ) -> Result<Answer<ConversationView>, AppError> {
         let agent = match self.current_agent(caller, &request.agent_id).await {
-            Err(AppError::NotFound("agent")) => {
+            Err(AppError::NotFound(Sought::Agent)) => {
                 let message = format!("there is no agent {}", request.agent_id);
                 return Err(AppError::invalid("/agent_id", message));
             }
@@ -107,7 +107,7 @@ impl App {
         caller: &Caller,
         resource: &str,
     ) -> Result<ConversationView, AppError> {
-        let id = resource.parse().map_err(|_| AppError::NotFound("conversation"))?;
+        let id = resource.parse().map_err(|_| AppError::NotFound(Sought::Conversation))?;
         self.get_conversation(caller, id).await
     }
 
@@ -129,7 +129,7 @@ impl App {
         conversation_id: ConversationId,
     ) -> Result<Conversation, AppError> {
         let found = self.store().load_conversation(caller.workspace_id, conversation_id).await?;
-        found.ok_or(AppError::NotFound("conversation"))
+        found.ok_or(AppError::NotFound(Sought::Conversation))
     }
 
     /// Conversations, of one agent or of all, by `conversation_id`.
@@ -259,7 +259,7 @@ impl App {
             ConversationOutcome::KeyTaken(row) => {
                 taken(key.as_ref(), row).map(|_| Answer::replay(()))
             }
-            ConversationOutcome::Absent => Err(AppError::NotFound("conversation")),
+            ConversationOutcome::Absent => Err(AppError::NotFound(Sought::Conversation)),
             ConversationOutcome::Refused(refusal) => {
                 Err(AppError::Conversation { conversation_id, refusal })
             }
@@ -294,7 +294,7 @@ impl App {
         match self.log.converse(write).await? {
             ConversationOutcome::Done(conversation) => Ok(Conversed::Done(conversation)),
             ConversationOutcome::KeyTaken(row) => taken(key.as_ref(), row).map(Conversed::Before),
-            ConversationOutcome::Absent => Err(AppError::NotFound("conversation")),
+            ConversationOutcome::Absent => Err(AppError::NotFound(Sought::Conversation)),
             ConversationOutcome::Refused(refusal) => {
                 Err(AppError::Conversation { conversation_id, refusal })
             }

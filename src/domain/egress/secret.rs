@@ -21,7 +21,9 @@ pub struct SecretRules(pub BTreeMap<String, SecretFacts>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SecretRefused {
     /// Nothing of this name is there for this workspace. Says nothing about others'.
-    #[error("there is no secret {0}")]
+    #[error(
+        "there is no secret {0}: the operator declares secrets, and whose they are, in stepwell.yaml"
+    )]
     Unknown(String),
     /// It is for other hosts.
     #[error("the secret {name} is not for the host {host}")]

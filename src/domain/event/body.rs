@@ -202,7 +202,8 @@ pub struct ToolCallStarted {
     pub call_id: CallId,
     /// The tool's name.
     pub tool: String,
-    /// Which time, from 1.
+    /// Which time, from 1: a call begins again behind a crash, or when somebody wants it made again.
+    /// Several quick attempts of a call that may be repeated are one time.
     pub attempt: i32,
     /// The run that answers the call, for tools of type `agent`: it has a log of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -262,6 +263,9 @@ pub struct ToolCallOutcomeUnknown {
     pub call_id: CallId,
     /// The tool's name.
     pub tool: String,
+    /// What happened instead of an answer; left out by servers that did not write it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What somebody decided about a call.

@@ -60,6 +60,11 @@ macro_rules! events {
                 match self { $(Self::$variant(_) => EventType::$variant,)* }
             }
 
+            /// How the run ended, if this is its end.
+            pub fn into_end(self) -> Option<RunEnded> {
+                match self { $(Self::$variant(body) => events!(@end $class body),)* }
+            }
+
             /// Its own fields as a JSON object.
             fn body(&self) -> serde_json::Result<String> {
                 match self { $(Self::$variant(body) => serde_json::to_string(body),)* }
@@ -93,6 +98,8 @@ macro_rules! events {
     (@delta $other:ident) => { false };
     (@final last) => { true };
     (@final $other:ident) => { false };
+    (@end last $body:ident) => { Some($body) };
+    (@end $other:ident $body:ident) => {{ let _ = $body; None }};
 }
 
 events! {

@@ -130,6 +130,7 @@ impl Folded {
             Event::ToolCallOutcomeUnknown(unknown) => {
                 let call = self.open_call(unknown.call_id).ok_or_else(unfit)?;
                 call.state = CallState::Waiting(ActionType::ToolOutcome, None);
+                call.lost = unknown.error;
                 call.asked_at = Some(at);
             }
             Event::ApprovalRequested(asked) => {
@@ -241,6 +242,7 @@ impl Call {
                 }
             },
             attempt: 0,
+            lost: None,
             asked_at: created.awaits.map(|_| at),
             started_at: is_the_caller_s.then_some(at),
             ended_at: None,

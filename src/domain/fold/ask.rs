@@ -136,7 +136,9 @@ impl Call {
     fn view(&self) -> StepCall {
         let (status, result, error) = match &self.state {
             CallState::Ready => (CallStatus::Created, None, None),
-            CallState::Waiting(ActionType::ToolOutcome, _) => (CallStatus::Unknown, None, None),
+            CallState::Waiting(ActionType::ToolOutcome, _) => {
+                (CallStatus::Unknown, None, self.lost.clone())
+            }
             CallState::Waiting(ActionType::ToolResult | ActionType::Approval, _) => {
                 (CallStatus::Waiting, None, None)
             }

@@ -162,8 +162,10 @@ pub struct Call {
     pub child: Option<Child>,
     /// Where it is.
     pub state: CallState,
-    /// How often it was made.
+    /// How often it was begun.
     pub attempt: i32,
+    /// What happened instead of an answer, where nobody knows what became of it.
+    pub lost: Option<String>,
     /// Since when somebody is asked about it.
     pub asked_at: Option<Timestamp>,
     /// When it was last made.

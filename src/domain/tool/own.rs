@@ -126,7 +126,8 @@ pub struct McpTool {
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     /// Which of its tools the model may call, by their names there, at most 128; all when left out. A
-    /// model does better with few: name those that the agent needs.
+    /// model does better with few: name those that the agent needs. One that the server does not have is
+    /// left out, with a warning in the log of this server.
     #[serde(default)]
     #[schema(max_items = 128)]
     pub allowed_tools: Option<Vec<String>>,

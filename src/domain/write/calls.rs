@@ -141,12 +141,13 @@ pub fn cut_text(text: String) -> String {
     format!("{kept}\n[cut: {} of {} bytes]", end, text.len())
 }
 
-/// Nobody can say whether a call happened.
-pub fn outcome_unknown(step: i32, call: &Call) -> Event {
+/// Nobody can say whether a call happened. `error`: what happened instead of an answer.
+pub fn outcome_unknown(step: i32, call: &Call, error: String) -> Event {
     Event::ToolCallOutcomeUnknown(ToolCallOutcomeUnknown {
         step,
         call_id: call.call_id,
         tool: call.tool.clone(),
+        error: Some(error),
     })
 }
 

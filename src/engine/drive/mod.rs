@@ -70,6 +70,9 @@ pub(super) struct Driver {
     pub(super) overlong: Arc<Notify>,
 }
 
+/// What is said of a call that another process had under way, which is not there any more.
+const ABANDONED: &str = "The server that made the call was stopped or lost before the answer came.";
+
 /// Calls under way, with what became of them.
 pub(super) type Calls = JoinSet<(CallId, Made)>;
 
@@ -78,8 +81,9 @@ pub(super) type Calls = JoinSet<(CallId, Made)>;
 pub(super) enum Made {
     /// The tool answered, or failed.
     Answered(Result<Value, String>),
-    /// It was sent, must not be sent again, and nobody can say what became of it.
-    Unknown,
+    /// It was sent, must not be sent again, and nobody can say what became of it; what happened instead
+    /// of an answer.
+    Unknown(String),
     /// It was not made: this node may not act at the moment.
     Withheld,
 }
@@ -227,8 +231,9 @@ impl Driver {
             Decision::CancelChildren(calls) => Box::pin(self.cancel_children(&calls)).await,
             Decision::AwaitChildren(until) => Box::pin(self.await_children(until)).await,
             Decision::AskOutcome(calls) => {
-                let events = self
-                    .open_calls(&calls, |step, call, _| Some(write::outcome_unknown(step, call)));
+                let events = self.open_calls(&calls, |step, call, _| {
+                    Some(write::outcome_unknown(step, call, ABANDONED.to_owned()))
+                });
                 self.push(events, Owner::Keep).map(drop)
             }
             Decision::Expire(calls) => self.expire(&calls),

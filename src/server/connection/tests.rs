@@ -11,7 +11,8 @@ use crate::shutdown::Tasks;
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(5);
+/// Longer than anything here takes.
+const SOON: Duration = Duration::from_secs(30);
 /// Of the answers below, without their dates.
 const STREAMED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 

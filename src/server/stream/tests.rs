@@ -14,7 +14,8 @@ use super::*;
 
 const CHUNKS: Framing = Framing::Chunks { keep: true };
 const WHOLE: End = End::Whole { reusable: true };
-const SOON: Duration = Duration::from_secs(5);
+/// Longer than anything here takes.
+const SOON: Duration = Duration::from_secs(30);
 
 /// A body of what comes from a channel, and how often it was asked.
 struct Told {

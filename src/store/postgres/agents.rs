@@ -25,8 +25,11 @@ and v.version = coalesce($3, a.current_version)
 where a.workspace_id = $1
 and a.agent_id = $2";
 
-/// By the primary key of `agents`, in its order.
-const LIST_ASC: &str = "\
+/// Agents that are not archived, each with its current version, by the primary keys of both.
+macro_rules! current {
+    ($rest:expr) => {
+        concat!(
+            "\
 select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
     v.created_at as updated_at
 from agents a
@@ -40,78 +43,62 @@ cross join lateral (
 ) v
 where a.workspace_id = $1
 and a.archived_at is null
+",
+            $rest
+        )
+    };
+}
+
+/// In the order of the key, or against it.
+macro_rules! list {
+    ($order:literal) => {
+        current!(concat!(
+            "\
 and a.agent_id > $2
 and ($3 is null or a.agent_id < $3)
-order by a.agent_id
-limit $4";
+order by a.agent_id ",
+            $order,
+            "
+limit $4"
+        ))
+    };
+}
 
-/// By the primary key of `agents`, against its order.
-const LIST_DESC: &str = "\
-select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
-    v.created_at as updated_at
-from agents a
-cross join lateral (
-    select v.version, v.settings, v.created_at
-    from agent_versions v
-    where v.workspace_id = a.workspace_id
-    and v.agent_id = a.agent_id
-    and v.version = a.current_version
-    limit 1
-) v
-where a.workspace_id = $1
-and a.archived_at is null
-and a.agent_id > $2
-and ($3 is null or a.agent_id < $3)
-order by a.agent_id desc
-limit $4";
+const LIST_ASC: &str = list!("asc");
+const LIST_DESC: &str = list!("desc");
 
-/// By the primary key of `agent_versions`, in its order.
-const VERSIONS_ASC: &str = "\
-select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
-    v.created_at as updated_at
-from agents a
-join agent_versions v
-on v.workspace_id = a.workspace_id
-and v.agent_id = a.agent_id
-where a.workspace_id = $1
-and a.agent_id = $2
-and v.version > $3
-and v.version < $4
-order by v.version
-limit $5";
-
-/// By the primary key of `agent_versions`, against its order.
-const VERSIONS_DESC: &str = "\
-select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
-    v.created_at as updated_at
-from agents a
-join agent_versions v
-on v.workspace_id = a.workspace_id
-and v.agent_id = a.agent_id
-where a.workspace_id = $1
-and a.agent_id = $2
-and v.version > $3
-and v.version < $4
-order by v.version desc
-limit $5";
-
-/// By the primary key of `agents`; the workspace's agents are few, and it is asked once a start.
-const LIST_CONFIG: &str = "\
-select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
-    v.created_at as updated_at
-from agents a
-cross join lateral (
-    select v.version, v.settings, v.created_at
-    from agent_versions v
-    where v.workspace_id = a.workspace_id
-    and v.agent_id = a.agent_id
-    and v.version = a.current_version
-    limit 1
-) v
-where a.workspace_id = $1
-and a.archived_at is null
+/// The workspace's agents are few, and it is asked once a start.
+const LIST_CONFIG: &str = current!(
+    "\
 and a.managed_by = $2
-order by a.agent_id";
+order by a.agent_id"
+);
+
+/// By the primary key of `agent_versions`, in its order or against it.
+macro_rules! versions {
+    ($order:literal) => {
+        concat!(
+            "\
+select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
+    v.created_at as updated_at
+from agents a
+join agent_versions v
+on v.workspace_id = a.workspace_id
+and v.agent_id = a.agent_id
+where a.workspace_id = $1
+and a.agent_id = $2
+and v.version > $3
+and v.version < $4
+order by v.version ",
+            $order,
+            "
+limit $5"
+        )
+    };
+}
+
+const VERSIONS_ASC: &str = versions!("asc");
+const VERSIONS_DESC: &str = versions!("desc");
 
 const INSERT: &str = "\
 insert into agents (workspace_id, agent_id, current_version, managed_by, archived_at, created_at)

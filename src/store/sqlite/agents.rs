@@ -15,7 +15,7 @@ use super::writer::Writer;
 use super::{failure, keys};
 
 macro_rules! select {
-    ($rest:literal) => {
+    ($rest:expr) => {
         concat!(
             "\
 select a.agent_id, v.version, v.settings, a.managed_by, a.archived_at, a.created_at,
@@ -38,29 +38,28 @@ and a.agent_id = ?2
 and v.version = coalesce(?3, a.current_version)"
 );
 
-/// By the primary key of `agents`, as the next two.
-const LIST_ASC: &str = select!(
-    "\
+/// By the primary key of `agents`, in its order or against it.
+macro_rules! list {
+    ($order:literal) => {
+        select!(concat!(
+            "\
 and v.version = a.current_version
 where a.workspace_id = ?1
 and a.agent_id > ?2
 and (?3 is null or a.agent_id < ?3)
 and a.archived_at is null
-order by a.agent_id
+order by a.agent_id ",
+            $order,
+            "
 limit ?4"
-);
+        ))
+    };
+}
 
-const LIST_DESC: &str = select!(
-    "\
-and v.version = a.current_version
-where a.workspace_id = ?1
-and a.agent_id > ?2
-and (?3 is null or a.agent_id < ?3)
-and a.archived_at is null
-order by a.agent_id desc
-limit ?4"
-);
+const LIST_ASC: &str = list!("asc");
+const LIST_DESC: &str = list!("desc");
 
+/// By the primary key of `agents`.
 const LIST_CONFIG: &str = select!(
     "\
 and v.version = a.current_version
@@ -70,26 +69,25 @@ and a.archived_at is null
 order by a.agent_id"
 );
 
-/// By the primary key of `agent_versions`.
-const VERSIONS_ASC: &str = select!(
-    "\
+/// By the primary key of `agent_versions`, in its order or against it.
+macro_rules! versions {
+    ($order:literal) => {
+        select!(concat!(
+            "\
 where a.workspace_id = ?1
 and a.agent_id = ?2
 and v.version > ?3
 and v.version < ?4
-order by v.version
+order by v.version ",
+            $order,
+            "
 limit ?5"
-);
+        ))
+    };
+}
 
-const VERSIONS_DESC: &str = select!(
-    "\
-where a.workspace_id = ?1
-and a.agent_id = ?2
-and v.version > ?3
-and v.version < ?4
-order by v.version desc
-limit ?5"
-);
+const VERSIONS_ASC: &str = versions!("asc");
+const VERSIONS_DESC: &str = versions!("desc");
 
 const INSERT: &str = "\
 insert into agents (workspace_id, agent_id, current_version, managed_by, archived_at, created_at)

@@ -10,9 +10,35 @@ use super::readers::Readers;
 use super::runs;
 use super::table::Table;
 
-/// A page along the named index, whose first columns the leading condition fixes. The conditions that
-/// lead nothing: ?5 agent, ?6 statuses, ?7 conversation, ?8 parent, ?9 end user, ?10 and ?11 times,
-/// ?12 pairs of metadata (by the primary key of `run_labels`).
+/// The conditions that lead along no index: ?5 agent, ?6 statuses, ?7 conversation, ?8 parent, ?9 end
+/// user, ?10 and ?11 times, ?12 pairs of metadata (by the primary key of `run_labels`).
+macro_rules! conditions {
+    () => {
+        "\
+and r.deleted_at is null
+and (?5 is null or r.agent_id = ?5)
+and (?6 is null or r.status in (select s.value from json_each(?6) s))
+and (?7 is null or r.conversation_id = ?7)
+and (?8 is null or r.parent_run_id = ?8)
+and (?9 is null or r.end_user_id = ?9)
+and r.created_at >= ?10
+and r.created_at <= ?11
+and not exists (
+    select 1
+    from jsonb_each(?12) v
+    where not exists (
+        select 1
+        from run_labels l
+        where l.workspace_id = ?1
+        and l.key = v.value ->> 0
+        and l.value = v.value ->> 1
+        and l.run_id = r.run_id
+    )
+)"
+    };
+}
+
+/// A page along the named index, whose first columns the leading condition fixes.
 macro_rules! list {
     ($index:literal, $leading:literal, $order:literal) => {
         concat!(
@@ -36,26 +62,9 @@ where r.workspace_id = ?1
             "
 and r.run_id > ?2
 and r.run_id < ?3
-and r.deleted_at is null
-and (?5 is null or r.agent_id = ?5)
-and (?6 is null or r.status in (select s.value from json_each(?6) s))
-and (?7 is null or r.conversation_id = ?7)
-and (?8 is null or r.parent_run_id = ?8)
-and (?9 is null or r.end_user_id = ?9)
-and r.created_at >= ?10
-and r.created_at <= ?11
-and not exists (
-    select 1
-    from jsonb_each(?12) v
-    where not exists (
-        select 1
-        from run_labels l
-        where l.workspace_id = ?1
-        and l.key = v.value ->> 0
-        and l.value = v.value ->> 1
-        and l.run_id = r.run_id
-    )
-)
+",
+            conditions!(),
+            "
 order by r.run_id ",
             $order,
             "
@@ -119,26 +128,9 @@ and first.value = json_extract(?12, '$[0][1]')
 and first.run_id > ?2
 and first.run_id < ?3
 and r.workspace_id = ?1
-and r.deleted_at is null
-and (?5 is null or r.agent_id = ?5)
-and (?6 is null or r.status in (select s.value from json_each(?6) s))
-and (?7 is null or r.conversation_id = ?7)
-and (?8 is null or r.parent_run_id = ?8)
-and (?9 is null or r.end_user_id = ?9)
-and r.created_at >= ?10
-and r.created_at <= ?11
-and not exists (
-    select 1
-    from jsonb_each(?12) v
-    where not exists (
-        select 1
-        from run_labels l
-        where l.workspace_id = ?1
-        and l.key = v.value ->> 0
-        and l.value = v.value ->> 1
-        and l.run_id = first.run_id
-    )
-)
+",
+            conditions!(),
+            "
 order by first.run_id ",
             $order,
             "

@@ -12,10 +12,8 @@ use crate::domain::limits::MAX_RESULT_BYTES;
 use crate::domain::tool::{HttpMethod, HttpTool, MAX_URL, UrlTemplate};
 use crate::egress::{Failure, Gate, HeaderMap, HeaderName, HeaderValue, Request, Secrets};
 
-use super::{Outcome, Tool, ToolCall};
+use super::{ATTEMPTS, Outcome, Tool, ToolCall};
 
-/// Attempts at a call that may be repeated, the first included.
-const ATTEMPTS: u32 = 3;
 /// A body that is asked for by naming it as the `content-type`.
 const FORM: &str = "application/x-www-form-urlencoded";
 
@@ -67,10 +65,9 @@ impl Http {
         };
         set_default(&mut headers, "accept", "application/json, text/*;q=0.9, */*;q=0.1");
         // Both are prefixes and digits, so they are headers.
-        for (name, value) in [
-            ("idempotency-key", format!("{}:{}", call.run_id, call.call_id)),
-            ("x-run-id", call.run_id.to_string()),
-        ] {
+        for (name, value) in
+            [("idempotency-key", call.idempotency_key()), ("x-run-id", call.run_id.to_string())]
+        {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(HeaderName::from_static(name), value);
             }

@@ -12,10 +12,7 @@ use super::{Pinned, Servers, Sessions, answer};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::tool::{Discovered, McpTool};
 use crate::egress::Departure;
-use crate::tools::{Outcome, Tool, ToolCall};
-
-/// Attempts at a call, if its effect allows for more than one.
-const ATTEMPTS: u32 = 3;
+use crate::tools::{ATTEMPTS, Outcome, Tool, ToolCall};
 
 /// A tool of an MCP server.
 pub(super) struct RemoteTool {
@@ -44,7 +41,7 @@ impl Tool for RemoteTool {
             workspace_id: call.workspace_id,
             tool: self.tool.remote_name.clone(),
             arguments: call.arguments.as_object().cloned().unwrap_or_default(),
-            key: format!("{}:{}", call.run_id, call.call_id),
+            key: call.idempotency_key(),
             departure: call.departure,
             told,
         };

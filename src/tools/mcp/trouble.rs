@@ -9,6 +9,10 @@ use crate::egress::{Failure, HeaderMap, Unreached, retry_after};
 /// Characters of a server's own words that are passed on.
 const MAX_WORDS: usize = 500;
 
+/// What to do about an answer that no MCP server gives.
+const NO_ENDPOINT: &str = "is there an MCP endpoint at the tool's url? It must speak streamable HTTP; the \
+                           older HTTP+SSE transport is not supported";
+
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trouble {
@@ -104,6 +108,8 @@ pub(super) struct Refusal<'a> {
     pub sent: &'a HeaderMap,
     /// The headers that came back.
     pub received: &'a HeaderMap,
+    /// Whether it answers a call: its server has listed its tools before, so it is one.
+    pub is_of_call: bool,
 }
 
 impl Refusal<'_> {
@@ -123,10 +129,9 @@ impl Refusal<'_> {
                 "it wants credentials: give the tool a header, such as authorization: Bearer \
                  ${secret.NAME}"
             }
-            404 | 405 => {
-                "is there an MCP endpoint at the tool's url? It must speak streamable HTTP; the older \
-                 HTTP+SSE transport is not supported"
-            }
+            404 | 405 => NO_ENDPOINT,
+            // An MCP server would have said why.
+            400 if self.said.is_empty() && !self.is_of_call => NO_ENDPOINT,
             _ => return None,
         };
         Some(advice.to_owned())
@@ -174,7 +179,8 @@ mod tests {
         if let Some(location) = location {
             received.insert("location", location.parse().unwrap());
         }
-        let refusal = Refusal { status, said, url: &url, sent: &headers, received: &received };
+        let (url, sent, received) = (&url, &headers, &received);
+        let refusal = Refusal { status, said, url, sent, received, is_of_call: false };
         Trouble::refusal(&refusal).what
     }
 
@@ -185,10 +191,12 @@ mod tests {
             (told(401, "", &["authorization"], None), "does not accept the authorization header"),
             (told(404, "", &[], None), "an MCP endpoint at the tool's url?"),
             (told(405, "", &[], None), "must speak streamable HTTP"),
-            (told(400, "Bad session", &[], None), "status 400: Bad session"),
+            (told(400, "", &[], None), "an MCP endpoint at the tool's url?"),
         ] {
             assert!(is.contains(part), "{is}");
         }
+        let said = "answered with HTTP status 400: Bad session";
+        assert_eq!(told(400, "Bad session", &[], None), said);
         assert_eq!(told(503, "", &[], None), "answered with HTTP status 503");
         assert_eq!(told(307, "", &[], None), "answered with HTTP status 307");
     }
@@ -199,7 +207,8 @@ mod tests {
         let (sent, mut received) = (HeaderMap::new(), HeaderMap::new());
         received.insert("retry-after", HeaderValue::from_static("3"));
         let asked = |status| {
-            let refusal = Refusal { status, said: "", url: &url, sent: &sent, received: &received };
+            let (url, sent, received) = (&url, &sent, &received);
+            let refusal = Refusal { status, said: "", url, sent, received, is_of_call: true };
             Trouble::refusal(&refusal).asked
         };
         assert_eq!(asked(429), Some(Duration::from_secs(3)));

@@ -180,7 +180,16 @@ impl Wire {
                 }
                 (error, _) => {
                     let said = error.map(|error| error.message).unwrap_or_default();
-                    let trouble = self.refused(status.as_u16(), &headers, &said, in_session);
+                    let (url, sent) = (&self.0.url, &self.0.headers);
+                    let refusal = Refusal {
+                        status: status.as_u16(),
+                        said: &said,
+                        url,
+                        sent,
+                        received: &headers,
+                        is_of_call: is_answer,
+                    };
+                    let trouble = self.refused(&refusal, in_session);
                     Err(note(exchange, Trouble { is_answer, ..trouble }))
                 }
             };
@@ -221,7 +230,8 @@ impl Wire {
     }
 
     /// What is known after an answer that is no success.
-    fn refused(&self, status: u16, headers: &HeaderMap, said: &str, in_session: bool) -> Trouble {
+    fn refused(&self, refusal: &Refusal<'_>, in_session: bool) -> Trouble {
+        let Refusal { status, said, .. } = *refusal;
         // The protocol's word for it is 404. Servers after the pattern of its examples say 400, and the
         // rest in words.
         let forgets = status == 404 || (status == 400 && said.to_lowercase().contains("session"));
@@ -232,8 +242,7 @@ impl Wire {
                  was not done, and the next call begins a new session"
             ));
         }
-        let (url, sent) = (&self.0.url, &self.0.headers);
-        Trouble::refusal(&Refusal { status, said, url, sent, received: headers })
+        Trouble::refusal(refusal)
     }
 
     /// Takes up an answer where it broke off.

@@ -1,6 +1,5 @@
 //! The command line as users meet it: the binary itself, with real flags, variables and files.
 
-use std::net::TcpListener;
 use std::process::{Command, Output};
 
 use tempdir::TempDir;
@@ -107,10 +106,10 @@ fn openapi_prints_the_committed_description() {
 #[test]
 fn a_health_check_of_nobody_fails() {
     let folder = TempDir::new("health");
-    // A port that was free a moment ago: the kernel gives others away first.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = free.local_addr().unwrap().to_string();
-    drop(free);
+    // A port that is taken, by a socket that never listens.
+    let taken = tokio::net::TcpSocket::new_v4().unwrap();
+    taken.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
     let text = complaint(&stepwell(&folder, &["healthcheck"], &[("STEPWELL_LISTEN", &listen)]));
     assert!(text.contains("does not answer"), "{text}");
 }

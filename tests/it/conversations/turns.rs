@@ -278,6 +278,11 @@ async fn the_agent_s_version_is_that_of_each_turn(url: String) {
     client.patch("/v1/agents/a", &json!({"tools": []})).await.expect(200);
     let answer = client.post(&at(&talk, "runs"), &json!({"input": "3"})).await;
     assert_refused(&answer, 422, "validation_failed");
+    // It is in no field of the request, and one there would overrule it.
+    let wrong = &answer.body["details"]["errors"][0];
+    assert_eq!(wrong["pointer"], "/config/tools", "{}", answer.body);
+    let told = wrong["message"].as_str().expect("a message");
+    assert!(told.contains("is left out, and in the conversation's parameters"), "{told}");
     let body = json!({"input": "3", "config": {"tools": []}});
     let run_id = start(client, &talk, &body).await;
     assert_eq!(client.wait(&run_id).await["status"], "completed");

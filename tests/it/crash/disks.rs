@@ -1,13 +1,14 @@
 //! P7: a full disk is a pause. Runs wait, the API says 503, the server stays; when there is room again,
 //! everything goes on, and nothing is lost.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::readers::{self, Board, Fleet};
 use super::talker::Talker;
 use super::{judge, moved_within, talking};
+use crate::support::client::Client;
 use crate::support::disk::Disk;
 use crate::support::postgres::Cluster;
 use crate::support::profile::{Report, pick};
@@ -17,11 +18,11 @@ use crate::support::server::Setup;
 const RUNS: usize = 20;
 /// How long it may take until there is not one block left to write to: both databases have room
 /// inside of files that they have already.
-const BITES: Duration = Duration::from_secs(60);
+const BITES: Duration = Duration::from_secs(120);
 /// Twenty runs that talk are never silent for so long.
 const STILL: Duration = Duration::from_secs(2);
 /// How long an answer may take while nothing can be written.
-const ANSWER: Duration = Duration::from_secs(12);
+const ANSWER: Duration = Duration::from_secs(20);
 const RESUMES: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,16 +53,11 @@ async fn fill_again_and_again(disk: &Disk, cluster: Option<&Cluster>, url: Strin
     let mut slowest = Duration::ZERO;
     for _ in 0..pick(1, 5) {
         disk.fill();
-        let bit = tokio::time::timeout(BITES, until_still(&board)).await.is_ok();
-        report.fault(bit);
-        let (asked, before) = (Instant::now(), board.fresh());
-        let body = json!({"input": "Go"});
-        let post = client.post("/v1/agents/demo/runs", &body);
-        let answer = tokio::time::timeout(ANSWER, post).await.map(|answer| answer.status);
-        report.check(answer == Ok(503), || {
-            format!("a creation on a full disk: {answer:?} after {:?}", asked.elapsed())
+        let answer = tokio::time::timeout(BITES, until_full(&client, &board)).await;
+        report.fault(answer.is_ok());
+        report.check(answer == Ok(Some(503)), || {
+            format!("a creation on a full disk was answered {answer:?} within {ANSWER:?}")
         });
-        report.check(board.fresh() == before, || "something was shown on a full disk".to_owned());
         disk.free();
         if let Some(cluster) = cluster {
             // A Postgres that cannot write its log gives up; whoever operates it starts it again.
@@ -80,6 +76,21 @@ async fn fill_again_and_again(disk: &Disk, cluster: Option<&Cluster>, url: Strin
     // Before the disk goes.
     server.kill();
     report.finish(1);
+}
+
+/// Resolves when nothing is shown and no run is taken any more: a silence alone may be the machine's, and some
+/// room may be left for a run. Says how a creation is answered then.
+async fn until_full(client: &Client, board: &Board) -> Option<u16> {
+    let body = json!({"input": "Go"});
+    loop {
+        until_still(board).await;
+        let before = board.fresh();
+        let post = client.post("/v1/agents/demo/runs", &body);
+        let answer = tokio::time::timeout(ANSWER, post).await.ok().map(|answer| answer.status);
+        if answer != Some(202) && board.fresh() == before {
+            return answer;
+        }
+    }
 }
 
 /// Resolves when nothing new has been seen for a while: nothing is shown that cannot be written.

@@ -19,8 +19,9 @@ const RUNS: usize = 200;
 const READERS: usize = 5;
 const STOPPED: Duration = Duration::from_secs(30);
 const HANDED_OVER: Duration = Duration::from_secs(3);
-/// With a second signal, nothing is waited for.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// With a second signal, nothing is waited for; with one alone, the tool is.
+const AT_ONCE: Duration = Duration::from_secs(5);
+const TOOL_SECONDS: u64 = 12;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_told_to_stop_hands_everything_over() {
@@ -73,7 +74,7 @@ async fn a_second_signal_stops_a_server_at_once() {
     let url = format!("sqlite://{}", folder.path().join("stepwell.db").display());
     let setup = Setup::new(url, "");
     let server = setup.start().await;
-    let call = json!([{"tool": "sleep", "arguments": {"seconds": 6}}]);
+    let call = json!([{"tool": "sleep", "arguments": {"seconds": TOOL_SECONDS}}]);
     let agent = json!({
         "agent_id": "sleeper",
         "model": "builtin/script",

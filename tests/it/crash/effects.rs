@@ -21,8 +21,8 @@ on_both_databases! {
 }
 
 const OPEN: &str = "egress: { allow: [127.0.0.1] }\n";
-/// How long a node that was stopped may take to find out and to hand in what it has.
-const HANDED_IN: Duration = Duration::from_secs(20);
+/// By then a node that was stopped has found out and handed in what it has, if it ever does.
+const HANDED_IN: Duration = Duration::from_secs(60);
 /// Runs of a node that is stopped.
 const ZOMBIE_RUNS: usize = 10;
 const EFFECTS: [&str; 3] = ["read", "idempotent", "once"];
@@ -177,6 +177,10 @@ async fn judge_one(
     };
     report.check(is_allowed, || format!("{effect}: {} requests, and {run}", requests.len()));
     if ends == "unknown" {
+        let steps = client.get(&format!("/v1/runs/{run_id}/steps")).await.expect(200);
+        let why = &steps["data"][0]["tool_calls"][0]["error"];
+        let says = why.as_str().is_some_and(|why| why.starts_with("The server that made the call"));
+        report.check(says, || format!("{run_id} does not say why nobody knows: {steps}"));
         client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
     }
     judge::one(client, run_id, &Board::default().seen(run_id), report).await;

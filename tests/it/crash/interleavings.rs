@@ -13,7 +13,7 @@ use super::talker::Talker;
 use super::{ALONE, count_runs, create, judge, moved_within, talking, walker};
 use crate::support::on_both_databases;
 use crate::support::postgres;
-use crate::support::profile::{Report, pick};
+use crate::support::profile::{Report, is_full, pick};
 use crate::support::proxy::{Loss, Proxy};
 use crate::support::random::Random;
 use crate::support::server::{Folder, Setup};
@@ -87,6 +87,11 @@ async fn a_nul_in_metadata_fails_no_neighbour(url: String) {
     report.finish(20);
 }
 
+/// Megabytes of write-ahead log, far beyond what is left of it when nobody is in the way, and how long a slow
+/// machine may take to write them.
+const GROWN: u64 = 8;
+const GROWS: Duration = Duration::from_secs(120);
+
 /// How long somebody else's snapshot or read transaction stays open.
 fn held_open() -> Duration {
     Duration::from_secs(pick(30, 600))
@@ -104,15 +109,18 @@ async fn a_snapshot_that_stays_open_slows_nothing_down() {
     let mut forgetful = postgres::connect(&url).await;
     let open = "begin isolation level repeatable read; select count(*) from runs";
     forgetful.execute(open).await.expect("a snapshot");
-    // The events of each third of the time. A table that nobody may clean up gets slower and slower.
+    // The steps of each third of the time. A table that nobody may clean up gets slower and slower, and each
+    // step waits for several commits; how many words go into one commit is the machine's affair.
     let mut thirds = Vec::new();
     for _ in 0..3 {
-        let before = board.fresh();
+        let before = board.count("step.completed");
         tokio::time::sleep(held_open() / 3).await;
-        thirds.push(board.fresh() - before);
+        thirds.push(board.count("step.completed") - before);
         report.fault(true);
     }
-    report.check(thirds[2] * 4 >= thirds[0] * 3, || format!("events in each third: {thirds:?}"));
+    // A moment in which the machine stands still is a large part of CI's short thirds.
+    let slow = if is_full() { thirds[2] * 4 < thirds[0] * 3 } else { thirds[2] * 2 < thirds[0] };
+    report.check(!slow, || format!("steps in each third: {thirds:?}"));
     let last = readers::now();
     moved_within(ALONE, &board, &runs, &last, &report).await;
     forgetful.execute("rollback").await.expect("its snapshot was open all the time");
@@ -121,7 +129,7 @@ async fn a_snapshot_that_stays_open_slows_nothing_down() {
     for (run_id, run) in judge::all(&server.client, &told, &report).await {
         report.check(run["status"] == "completed", || format!("{run_id} is {run}"));
     }
-    report.note(format!("events in each third: {thirds:?}"));
+    report.note(format!("steps in each third: {thirds:?}"));
     report.finish(3);
 }
 
@@ -142,8 +150,13 @@ async fn a_forgotten_reader_of_the_file_stops_nobody() {
     forgetful.execute("begin; select count(*) from runs").await.expect("a read");
     tokio::time::sleep(held_open() / 3).await;
     // Its snapshot keeps the log from being cut back: it bit if the log has grown far beyond that.
+    let grows = async {
+        while wal_megabytes(&file) < GROWN {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    report.fault(tokio::time::timeout(GROWS, grows).await.is_ok());
     let grown = wal_megabytes(&file);
-    report.fault(grown >= 8);
     let last = readers::now();
     let slowest = moved_within(ALONE, &board, &runs, &last, &report).await;
     forgetful.execute("rollback").await.expect("its read was open all the time");

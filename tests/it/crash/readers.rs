@@ -92,6 +92,19 @@ impl Board {
         *self.fresh.borrow()
     }
 
+    /// When the newest event was made that anybody has seen.
+    pub fn newest(&self) -> String {
+        self.runs().values().map(|seen| seen.newest.clone()).max().unwrap_or_default()
+    }
+
+    /// How many events of this type were seen so far.
+    pub fn count(&self, event_type: &str) -> usize {
+        let of_type = of_type(event_type);
+        let runs = self.runs();
+        let events = runs.values().flat_map(|seen| seen.events.values());
+        events.filter(|event| event.starts_with(&of_type)).count()
+    }
+
     /// Resolves when so many new events were seen in all.
     pub async fn until_fresh(&self, count: u64) {
         let mut fresh = self.fresh.subscribe();
@@ -121,7 +134,7 @@ impl Board {
 
     /// Resolves when somebody has seen an event of this type of the run.
     pub async fn until_seen(&self, run_id: &str, event_type: &str) {
-        let of_type = format!("{{\"type\":\"{event_type}\"");
+        let of_type = of_type(event_type);
         let mut fresh = self.fresh.subscribe();
         let seen = |_: &u64| {
             let runs = self.runs();
@@ -136,6 +149,11 @@ impl Board {
         let ended = |_: &u64| self.runs().get(run_id).is_some_and(|seen| seen.ended);
         fresh.wait_for(ended).await.expect("the board is there");
     }
+}
+
+/// How events of this type begin.
+fn of_type(event_type: &str) -> String {
+    format!("{{\"type\":\"{event_type}\"")
 }
 
 fn created_at(frame: &Frame) -> String {

@@ -20,6 +20,8 @@ use crate::support::server::{Server, Setup};
 const TALKING: usize = 10;
 /// Runs whose tool works while their node is away.
 const WORKING: usize = 10;
+/// How long they work: all of them have begun by then, and none has ended.
+const WORK_SECONDS: u64 = 6;
 /// The lease, and what an observer may take to see that it is over.
 const BURIED: Duration = Duration::from_secs(20);
 
@@ -72,7 +74,7 @@ async fn zombie(
     let mut fleet = Fleet::new(vec![other.client.clone()], &mut Random::new());
     let board = fleet.board.clone();
     let mut runs = talking(&owner.client, &mut fleet, TALKING).await;
-    let call = json!([{"tool": "sleep", "arguments": {"seconds": 3}}]);
+    let call = json!([{"tool": "sleep", "arguments": {"seconds": WORK_SECONDS}}]);
     let agent = json!({
         "agent_id": "worker",
         "model": "builtin/script",
@@ -103,7 +105,7 @@ async fn zombie(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let in_time = tokio::time::timeout(Duration::from_secs(10), found_out).await.is_ok();
+    let in_time = tokio::time::timeout(Duration::from_secs(60), found_out).await.is_ok();
     report.check(in_time, || format!("the zombie never learnt of it:\n{}", owner.log()));
     talker.enough();
     let told = fleet.finish().await;

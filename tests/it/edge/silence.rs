@@ -9,8 +9,9 @@ use crate::support::client::Client;
 use crate::support::profile::{Report, pick};
 use crate::support::server::{Folder, Setup};
 
-/// The longest silence.
-const SILENCE: Duration = Duration::from_secs(16);
+/// The longest silence: what is promised, and what a busy machine may add. The next thing that could go
+/// wrong, one that is left out, takes 30 s.
+const SILENCE: Duration = Duration::from_secs(15 + 9);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_stream_says_that_it_is_alive() {

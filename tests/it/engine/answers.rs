@@ -90,6 +90,7 @@ fn parked(calls: &[CallId]) -> Vec<Event> {
             step: 1,
             call_id: *call_id,
             tool: "pay".to_owned(),
+            error: None,
         }));
     }
     events.push(Event::RunRequiresAction(RunRequiresAction {

@@ -170,7 +170,9 @@ async fn a_parked_tree_survives_a_kill_and_is_cancelled_as_one(url: String) {
     let server = setup.start().await;
     let client = &server.client;
     let run = asks(client, &other, 1).await;
-    client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await;
+    let stopping = client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await.body;
+    let told = stopping["instructions"].as_str().unwrap_or_default();
+    assert!(!told.contains("Answer"), "there is nothing to be answered any more: {stopping}");
     assert_eq!(end_of(client, &run_id).await["status"], "cancelled");
     let all = family(client, &run_id).await;
     assert!(all.iter().all(|run| run["status"] == "cancelled"), "{all:?}");

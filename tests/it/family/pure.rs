@@ -237,6 +237,7 @@ fn a_resume_that_was_overtaken_stays_unless_somebody_must_answer() {
         step: 1,
         call_id: call(1),
         tool: "ask".to_owned(),
+        error: None,
     }));
     log.push(parked);
     assert!(!overtaken::still_holds(&log.folded, log.seq + 1, NOW, &resumed));

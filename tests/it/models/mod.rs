@@ -71,7 +71,14 @@ fn request() -> ModelRequest {
     }
 }
 
-/// Short enough to wait for.
+/// Short enough to wait for where nothing is to run out.
+const PATIENT: Timeouts = Timeouts {
+    connect: Duration::from_secs(30),
+    first_token: Duration::from_secs(30),
+    idle: Duration::from_secs(3),
+};
+
+/// Short enough to wait for until it has run out.
 const SHORT: Timeouts = Timeouts {
     connect: Duration::from_secs(5),
     first_token: Duration::from_millis(400),

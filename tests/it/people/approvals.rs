@@ -97,8 +97,8 @@ async fn the_arguments_that_a_person_edits_are_those_that_are_executed_and_the_m
     // What the model said stays as it said it; the result tells what became of it.
     assert_eq!(told[1]["tool_calls"][0]["function"]["arguments"], "{\"text\":\"mine\"}");
     let result = told[2]["content"].as_str().expect("a result");
-    assert!(result.contains("A person changed the arguments"), "{result}");
-    assert!(result.contains("{\"text\":\"yours\"}") && result.ends_with("yours"), "{result}");
+    let changed = "[A person changed the arguments of this call to:] {\"text\":\"yours\"}\nyours";
+    assert!(result.ends_with(changed), "{result}");
 }
 
 async fn arguments_that_do_not_fit_the_tool_are_refused_and_nothing_is_decided(url: String) {

@@ -30,9 +30,9 @@ const POISONS: usize = 2;
 const INNOCENTS: usize = 50;
 /// Processes that a poison run takes down: two with neighbours, and its own.
 const DEATHS: usize = 3;
-/// Innocents of each poison that were really hit, and that were suspects for a while: at least so many,
-/// or the test has shown nothing. (In fact it is nearly all of them.)
-const HIT: usize = INNOCENTS / 2;
+/// Innocents of each poison that were suspects for a while: at least so many, or the test has shown nothing.
+/// (In fact it is nearly all of them; those that the second server had not taken up yet are none.)
+const SUSPECTS: usize = INNOCENTS / 2;
 
 async fn create(client: &Client, input: &str) -> String {
     let run = client.post("/v1/agents/a/runs", &json!({"input": input})).await.expect(202);
@@ -73,16 +73,22 @@ async fn poison_runs_fail_alone_among_innocents(url: String) {
     let mut stage = Stage::set(url).await;
     let (mut deaths, mut completed) = (0, 0);
     for _ in 0..POISONS {
-        let asked = stage.models.requests().len();
+        stage.interrupt_innocents();
         let mut neighbours = Vec::new();
         for n in 0..INNOCENTS {
             neighbours.push(create(stage.client(), &format!("Say hello {n}")).await);
         }
-        stage.models.wait_requests(asked + INNOCENTS).await;
+        for run_id in &neighbours {
+            stage.client().events(run_id, 0).await.until("message.delta").await;
+        }
         stage.poison().await;
         for death in 1..=DEATHS {
             let victim = stage.next_victim().await;
             deaths += 1;
+            if death + 1 == DEATHS {
+                // Each in its process may finish now, or there would be no place for the poison's.
+                stage.let_innocents_finish();
+            }
             if death < DEATHS {
                 assert!(victim.is_server(), "death {death} is the server's");
                 stage.replace(victim.pid).await;
@@ -99,8 +105,10 @@ async fn poison_runs_fail_alone_among_innocents(url: String) {
             hit += usize::from(log.iter().any(|frame| frame.event == "step.restarted"));
         }
         // This server is the third: it has the poison and all suspects.
-        let children = stage.server().log().matches("goes on in a process of its own").count();
-        assert!(hit >= HIT && children > HIT, "{hit} were hit, {children} had a process");
+        let says = "goes on in a process of its own";
+        let children = stage.server().logged(says, SUSPECTS + 1).await;
+        assert_eq!(hit, INNOCENTS, "all of them were hit");
+        assert!(children > SUSPECTS, "{children} had a process");
         completed += neighbours.len();
     }
     assert_eq!((deaths, completed), (POISONS * DEATHS, POISONS * INNOCENTS));
@@ -123,6 +131,11 @@ async fn a_machine_that_goes_down_with_parent_and_child_convicts_nobody(url: Str
     for child in [false, false, true, true] {
         let victim = stage.next_victim().await;
         assert_eq!(victim.is_server(), !child);
+        if victim.was_late {
+            // The machine stood still, and the parent may have convicted the run before it died: nobody would
+            // ask for it any more.
+            return;
+        }
         stage.replace(if child { victim.parent } else { victim.pid }).await;
     }
     // It lives, and still has a process of its own; only what happens there counts.

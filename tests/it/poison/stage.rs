@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
@@ -15,12 +15,15 @@ use crate::support::model_server::{Gate, ModelServer, Piece, Reply, Request, ope
 use crate::support::peers::Process;
 use crate::support::server::{Server, Setup};
 
-/// Longer than a lone node on Postgres waits until it takes over (15 s), twice.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than a lone node on Postgres waits until it takes over (15 s), twice, and than fifty suspects take on
+/// a slow machine, four at a time.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Long enough for a parent to see its child's end and to write something; much shorter than the grace
 /// that it gives.
 const MOMENT: Duration = Duration::from_millis(20);
+/// Less than that grace. Who takes longer over two kills, has come too late with the second.
+const LATE: Duration = Duration::from_millis(400);
 /// More deaths than that before the server listened are not what a test asked for.
 const MOST_YOUNG: usize = 8;
 
@@ -43,6 +46,8 @@ pub struct Victim {
     pub parent: u32,
     pub arguments: Vec<String>,
     pub data_limit: Option<u64>,
+    /// Whether its parent may have had time to judge it before it died too.
+    pub was_late: bool,
 }
 
 impl Victim {
@@ -52,6 +57,7 @@ impl Victim {
             parent: process.parent().pid,
             arguments: process.arguments.clone(),
             data_limit: process.data_limit(),
+            was_late: false,
         }
     }
 
@@ -86,11 +92,14 @@ pub struct Stage {
     server: Option<Server>,
     /// Servers that were killed before they listened.
     died_young: Vec<u32>,
-    pub models: ModelServer,
+    /// It ends with its last handle.
+    _models: ModelServer,
     deeds: Arc<Mutex<VecDeque<Deed>>>,
     killed: UnboundedReceiver<Victim>,
     answered: UnboundedReceiver<Victim>,
     gate: Gate,
+    /// Where answers to innocent runs wait behind their first word.
+    innocents: Arc<Mutex<Gate>>,
 }
 
 impl Stage {
@@ -100,8 +109,15 @@ impl Stage {
             format!("providers:\n  p:\n    kind: openai\n    base_url: {}\n", models.base_url());
         let deeds: Arc<Mutex<VecDeque<Deed>>> = Arc::default();
         let ((kills, killed), (answers, answered)) = (unbounded_channel(), unbounded_channel());
-        let todo = deeds.clone();
-        models.answer_with(move |request| act(request, &todo, &kills, &answers));
+        let innocents = Arc::new(Mutex::new(Gate::new()));
+        let (todo, wait) = (deeds.clone(), innocents.clone());
+        models.answer_with(move |request| {
+            if request.body.to_string().contains("POISON") {
+                act(request, &todo, &kills, &answers)
+            } else {
+                greet(wait.lock().unwrap().clone())
+            }
+        });
         let setup = Setup::new(database_url, yaml);
         let server = setup.start().await;
         let agent = json!({"agent_id": "a", "model": "p/m",
@@ -109,7 +125,18 @@ impl Stage {
         server.client.post("/v1/agents", &agent).await.expect(201);
         let server = Some(server);
         let died_young = Vec::new();
-        Self { setup, server, died_young, models, deeds, killed, answered, gate: Gate::new() }
+        let gate = Gate::new();
+        Self {
+            setup,
+            server,
+            died_young,
+            _models: models,
+            deeds,
+            killed,
+            answered,
+            gate,
+            innocents,
+        }
     }
 
     /// The server that runs.
@@ -165,6 +192,15 @@ impl Stage {
         self.gate.open();
     }
 
+    /// From now on no innocent run comes further than its first word.
+    pub fn interrupt_innocents(&self) {
+        *self.innocents.lock().unwrap() = Gate::new();
+    }
+
+    pub fn let_innocents_finish(&self) {
+        self.innocents.lock().unwrap().open();
+    }
+
     pub fn open_in(&self, wait: Duration) -> JoinHandle<()> {
         let gate = self.gate.clone();
         stepwell::shutdown::Tasks::new().spawn(async move {
@@ -205,18 +241,21 @@ impl Stage {
     }
 }
 
+/// What an innocent run is told.
+fn greet(gate: Gate) -> Reply {
+    let reply = openai::text("Hello, how do you do?");
+    // Behind the role and the first word.
+    reply.with(2, Piece::Gate(gate))
+}
+
 fn act(
     request: &Request,
     deeds: &Mutex<VecDeque<Deed>>,
     kills: &UnboundedSender<Victim>,
     answers: &UnboundedSender<Victim>,
 ) -> Reply {
-    if !request.body.to_string().contains("POISON") {
-        // Half a second, so that many talk at once and none has ended when the poison comes.
-        return openai::text("Hello, how do you do?").slowly(Duration::from_millis(60));
-    }
     let asker = Process::behind(request.ends);
-    let victim = Victim::of(&asker);
+    let mut victim = Victim::of(&asker);
     let deed = deeds.lock().unwrap().pop_front().unwrap_or(Deed::Kill);
     match deed {
         // Its parent is this test, which is to fail, not to die.
@@ -230,10 +269,11 @@ fn act(
             asker.kill();
         }
         Deed::KillBeforeParent => {
-            let parent = asker.parent();
+            let (parent, began) = (asker.parent(), Instant::now());
             asker.kill();
             std::thread::sleep(MOMENT);
             parent.kill();
+            victim.was_late = began.elapsed() > LATE;
         }
         Deed::Kill => asker.kill(),
     }

@@ -50,6 +50,8 @@ impl Client {
             .no_proxy()
             .tcp_nodelay(true)
             .pool_max_idle_per_host(128)
+            // The server closes what is idle for longer, maybe while we write to it.
+            .pool_idle_timeout(Duration::from_secs(30))
             .build()
             .expect("a client");
         Self { http, base: base.to_owned() }

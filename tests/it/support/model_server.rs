@@ -220,6 +220,8 @@ struct Shared {
     state: Mutex<State>,
     came: Notify,
     closed_early: watch::Sender<usize>,
+    /// Connections that are served.
+    open: watch::Sender<usize>,
 }
 
 impl Shared {
@@ -247,31 +249,42 @@ impl Shared {
     }
 }
 
+/// A socket at this address, which may be one of several there.
+fn socket_at(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
+fn listen(socket: TcpSocket) -> TcpListener {
+    socket.listen(BACKLOG).unwrap()
+}
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
 /// The server. It ends with its last handle.
 pub struct ModelServer {
     address: SocketAddr,
+    /// Never listens: nobody else is given the port while this server refuses.
+    _port: TcpSocket,
     shared: Arc<Shared>,
     accepting: Mutex<AbortHandle>,
     tasks: Mutex<JoinSet<()>>,
-    /// Keeps the port while connections are refused: else the kernel gives it to the next one who asks.
-    refusing: Mutex<Option<TcpSocket>>,
 }
 
 impl ModelServer {
     /// Starts a server on a free port.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listen(socket_at(([127, 0, 0, 1], 0).into()));
         let address = listener.local_addr().unwrap();
+        let port = socket_at(address);
         let shared = Arc::new(Shared::default());
         let mut tasks = JoinSet::new();
         let accepting = tasks.spawn(accept(listener, Arc::clone(&shared)));
-        Self {
-            address,
-            shared,
-            accepting: Mutex::new(accepting),
-            tasks: Mutex::new(tasks),
-            refusing: Mutex::default(),
-        }
+        let (accepting, tasks) = (Mutex::new(accepting), Mutex::new(tasks));
+        Self { address, _port: port, shared, accepting, tasks }
     }
 
     /// For a provider's `base_url`.
@@ -328,6 +341,13 @@ impl ModelServer {
         }
     }
 
+    /// Resolves when every connection that came is over, and so whatever was sent on it is in the list of
+    /// requests.
+    pub async fn wait_nobody(&self) {
+        let mut open = self.shared.open.subscribe();
+        open.wait_for(|open| *open == 0).await.unwrap();
+    }
+
     /// How often a client closed its socket before its answer had ended.
     pub fn closed_early(&self) -> usize {
         *self.shared.closed_early.borrow()
@@ -344,17 +364,11 @@ impl ModelServer {
         self.accepting.lock().unwrap().abort();
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
         tasks.shutdown().await;
-        let socket = TcpSocket::new_v4().unwrap();
-        // Connections of before may still be on their way out.
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(self.address).unwrap();
-        *self.refusing.lock().unwrap() = Some(socket);
     }
 
     /// Takes connections again, on the same port.
     pub fn listen_again(&self) {
-        let socket = self.refusing.lock().unwrap().take().expect("it refuses connections");
-        let listener = socket.listen(1_024).unwrap();
+        let listener = listen(socket_at(self.address));
         let accepting =
             self.tasks.lock().unwrap().spawn(accept(listener, Arc::clone(&self.shared)));
         *self.accepting.lock().unwrap() = accepting;
@@ -365,8 +379,28 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((socket, _)) = listener.accept().await {
         shared.state().connections += 1;
-        connections.spawn(serve(socket, Arc::clone(&shared)));
+        let (open, shared) = (Open::new(Arc::clone(&shared)), Arc::clone(&shared));
+        connections.spawn(async move {
+            serve(socket, shared).await;
+            drop(open);
+        });
         while connections.try_join_next().is_some() {}
+    }
+}
+
+/// A connection that counts until this is dropped.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.open.send_modify(|open| *open += 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
     }
 }
 

@@ -7,6 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// Looks for a connection that is there. The kernel's table is not read in one moment, and a line may be
+/// missed while others come and go.
+const LOOKS: usize = 10;
+
 /// Both ends of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
@@ -25,7 +29,8 @@ pub struct Process {
 impl Process {
     /// The process that holds the other end of this connection.
     pub fn behind(ends: Ends) -> Self {
-        let inode = inode(ends).unwrap_or_else(|| panic!("nobody is behind {ends:?}"));
+        let inode = (0..LOOKS).find_map(|_| inode(ends));
+        let inode = inode.unwrap_or_else(|| panic!("nobody is behind {ends:?}"));
         let name = format!("socket:[{inode}]");
         let holds = |pid: &u32| {
             // A process that is going just now has no descriptors that could be read.

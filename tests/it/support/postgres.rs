@@ -210,8 +210,11 @@ impl Cluster {
         let pid_file = self.home.join("data/postmaster.pid");
         let pid = std::fs::read_to_string(&pid_file).expect("a pid");
         let pid = pid.lines().next().expect("a pid").to_owned();
-        // Frozen first, so that it starts no process that nobody kills.
+        // Frozen first, so that it starts no process that nobody kills, and buries none that we list.
         run(Command::new("kill").args(["-STOP", &pid]));
+        while state(&pid).is_some_and(|state| state != 'T') {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let family: Vec<String> = children(&pid).into_iter().chain([pid]).collect();
         run(Command::new("kill").arg("-KILL").args(&family));
         // The next server refuses to start while an old process holds the shared memory.
@@ -273,9 +276,14 @@ fn children(parent: &str) -> Vec<String> {
 
 /// Whether the process is there and no zombie.
 fn is_alive(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which is in parentheses.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// What the process does: `T` when it is stopped.
+fn state(pid: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It follows the name, which is in parentheses.
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 impl Drop for Cluster {

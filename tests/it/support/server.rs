@@ -16,6 +16,8 @@ use super::postgres::port_that_stays;
 const START: Duration = Duration::from_secs(60);
 /// How long it may take to stop when it is asked to.
 const STOP: Duration = Duration::from_secs(40);
+/// How long sockets and log lines may take that are on their way.
+const SETTLED: Duration = Duration::from_secs(30);
 
 /// A folder of its own, removed when it goes.
 pub struct Folder(PathBuf);
@@ -150,6 +152,19 @@ impl Server {
         self.log.lock().expect("log").clone()
     }
 
+    /// How often it has logged this, once it is at least `count` times, or else after a while: we read what
+    /// it writes a moment later.
+    pub async fn logged(&self, what: &str, count: usize) -> usize {
+        let began = Instant::now();
+        loop {
+            let found = self.log.lock().expect("log").matches(what).count();
+            if found >= count || began.elapsed() > SETTLED {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -171,13 +186,13 @@ impl Server {
         what.filter(|what| what.to_string_lossy().starts_with("socket:")).count()
     }
 
-    /// Its open sockets, once they are no more than `most`, or else after five seconds: a client hears
-    /// that its connection ends a moment before the server has closed it.
+    /// Its open sockets, once they are no more than `most`, or else after a while: a client hears that its
+    /// connection ends a moment before the server has closed it.
     pub async fn open_sockets_fall_to(&self, most: usize) -> usize {
         let began = Instant::now();
         loop {
             let open = self.open_sockets();
-            if open <= most || began.elapsed() > Duration::from_secs(5) {
+            if open <= most || began.elapsed() > SETTLED {
                 return open;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -339,6 +339,12 @@ async fn a_call_whose_outcome_is_unknown_holds_up_nobody_and_can_be_cancelled(ur
     assert_eq!(only(&events, "tool_call.completed")["tool"], "found");
     let unknown = only(&events, "tool_call.outcome_unknown");
     assert_eq!(run["required_actions"][0]["call_id"], unknown["call_id"]);
+    // Whoever is to find out reads where to begin, in the log and in the step.
+    let broke = "The connection to the tool broke before its answer was there.";
+    assert_eq!(unknown["error"], broke);
+    let steps = client.get(&format!("/v1/runs/{run_id}/steps")).await.expect(200);
+    let call = &steps["data"][0]["tool_calls"][0];
+    assert_eq!((&call["status"], &call["error"]), (&json!("unknown"), &json!(broke)), "{call}");
     let cancelled = client.post(&format!("/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
     assert_eq!(cancelled["status"], "cancelled");
     let events = log(client, run_id).await;

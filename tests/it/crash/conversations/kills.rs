@@ -19,8 +19,8 @@ use crate::support::server::{Folder, Server, Setup};
 const WAITING: i64 = 3;
 /// A kill waits for at most so many new events.
 const K: u64 = 40;
-/// What was to be cancelled is cancelled within this time of a node that is ready.
-const CANCELLED: Duration = Duration::from_secs(5);
+/// By then what was to be cancelled is cancelled, if it ever is: what is not goes on for a quarter of an hour.
+const CANCELLED: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_outlives_every_kill_on_sqlite() {
@@ -116,37 +116,47 @@ async fn whoever_is_to_stop_stops_though_the_server_is_killed_right_behind_the_w
     let mut slowest = Duration::ZERO;
     let rounds = pick(6, 40);
     for round in 0..rounds {
+        // How long the server takes hangs on the machine; the last two are killed behind the answer.
+        let moment = (round + 2 < rounds).then(|| random.below(12_000));
+        let moment = moment.map(|micros| Duration::from_micros(500 + micros));
         server = if round % 2 == 0 {
-            interrupt(server, &setup, &mut random, &report, &mut slowest).await
+            interrupt(server, &setup, moment, &report, &mut slowest).await
         } else {
-            close(server, &setup, &mut random, &report, &mut slowest).await
+            close(server, &setup, moment, &report, &mut slowest).await
         };
     }
     report.note(format!("slowest {} ms", slowest.as_millis()));
     drop(server);
-    // About every second kill comes too early: too few would be none.
-    report.finish(rounds / 6);
+    // About every second kill comes too early, but not the last two; and who is interrupted may have stopped
+    // before anybody looks.
+    report.finish(1);
 }
 
 /// Kills the server a moment after a request has been sent: before it is written, before it is carried
-/// out, before it is answered, or behind that.
+/// out, before it is answered, or behind that. Without a moment it is behind that.
 async fn kill_behind(
     server: Server,
     request: impl Future<Output = Result<reqwest::Response, reqwest::Error>> + Send + 'static,
-    random: &mut Random,
+    moment: Option<Duration>,
 ) {
     let sent = Tasks::new().spawn(request);
-    // The moment is the test.
-    tokio::time::sleep(Duration::from_micros(500 + random.below(12_000))).await;
-    server.kill();
-    let _ = sent.await;
+    if let Some(moment) = moment {
+        // The moment is the test.
+        tokio::time::sleep(moment).await;
+        server.kill();
+        let _ = sent.await;
+    } else {
+        let answer = sent.await.expect("no panic").expect("an answer");
+        assert!(answer.status().is_success(), "{}", answer.status());
+        server.kill();
+    }
 }
 
 /// A run that would go on for ever is interrupted.
 async fn interrupt(
     server: Server,
     setup: &Setup,
-    random: &mut Random,
+    moment: Option<Duration>,
     report: &Report,
     slowest: &mut Duration,
 ) -> Server {
@@ -158,7 +168,7 @@ async fn interrupt(
     let script = json!([{"text": "Instead"}]);
     let body = json!({"input": "Stop", "on_busy": "interrupt", "config": {"script": script}});
     let request = client.request(reqwest::Method::POST, &path).json(&body);
-    kill_behind(server, request.send(), random).await;
+    kill_behind(server, request.send(), moment).await;
     let server = setup.start().await;
     server.ready().await;
     let asked = Instant::now();
@@ -186,7 +196,7 @@ async fn interrupt(
 async fn close(
     server: Server,
     setup: &Setup,
-    random: &mut Random,
+    moment: Option<Duration>,
     report: &Report,
     slowest: &mut Duration,
 ) -> Server {
@@ -198,7 +208,7 @@ async fn close(
     }
     let path = format!("/v1/conversations/{id}/close");
     let request = client.request(reqwest::Method::POST, &path).json(&json!({}));
-    kill_behind(server, request.send(), random).await;
+    kill_behind(server, request.send(), moment).await;
     let server = setup.start().await;
     server.ready().await;
     let asked = Instant::now();

@@ -1,7 +1,7 @@
 //! What may happen in the same moment, on two nodes, swept against each other.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{join, join_all};
 use serde_json::{Value, json};
@@ -15,8 +15,8 @@ use crate::support::server::{Server, Setup};
 
 /// Cases that run at the same time.
 const ABREAST: u64 = 8;
-/// A turn takes about 40 ms; what races with its end comes from its beginning to as long after.
-const SWEEP_MICROS: u64 = 90_000;
+/// Mixes the moments, so that no busy moment of the machine meets one end of the sweep only.
+const MIXER: u64 = 61;
 
 on_both_databases! {
     a_turn_that_is_asked_for_as_the_last_one_ends_never_waits_for_ever;
@@ -48,10 +48,62 @@ struct Case {
     b: Client,
     id: String,
     after: Duration,
+    /// Who comes later where either may, in every other case.
+    is_b_late: bool,
 }
 
-/// Plays so many cases, a few at a time, each in a conversation of its own; gives what they came to.
-async fn play<F, T>(nodes: &[Server], cases: u64, case: impl Fn(Case) -> F) -> Vec<T>
+impl Case {
+    /// Plays both at once, but that one of them comes later.
+    async fn at_once<A, B>(
+        &self,
+        a: impl Future<Output = A>,
+        b: impl Future<Output = B>,
+    ) -> (A, B) {
+        let [a_late, b_late] = if self.is_b_late {
+            [Duration::ZERO, self.after]
+        } else {
+            [self.after, Duration::ZERO]
+        };
+        let late = async |by: Duration| {
+            if !by.is_zero() {
+                tokio::time::sleep(by).await;
+            }
+        };
+        join(
+            async {
+                late(a_late).await;
+                a.await
+            },
+            async {
+                late(b_late).await;
+                b.await
+            },
+        )
+        .await
+    }
+}
+
+/// How long such a turn takes on this machine, among as many others: the slowest.
+async fn usual(nodes: &[Server], turn: &Value) -> Duration {
+    let turns = (0..ABREAST as usize).map(|n| async move {
+        let client = &nodes[n % nodes.len()].client;
+        let id = converse(client, "quick").await;
+        let run_id = run_of(client.post(&format!("/v1/conversations/{id}/runs"), turn).await);
+        let taken = Instant::now();
+        client.wait(&run_id).await;
+        taken.elapsed()
+    });
+    join_all(turns).await.into_iter().max().unwrap_or_default()
+}
+
+/// Plays so many cases, a few at a time, each in a conversation of its own, in which the second comes up to
+/// this much later; gives what they came to.
+async fn play<F, T>(
+    nodes: &[Server],
+    cases: u64,
+    sweep: Duration,
+    case: impl Fn(Case) -> F,
+) -> Vec<T>
 where
     F: Future<Output = T> + Send + 'static,
     T: Send + 'static,
@@ -63,8 +115,8 @@ where
             let a = nodes[n as usize % nodes.len()].client.clone();
             let b = nodes[(n as usize + 1) % nodes.len()].client.clone();
             let id = converse(&a, "quick").await;
-            let after = Duration::from_micros(n * SWEEP_MICROS / cases);
-            abreast.spawn(case(Case { a, b, id, after }));
+            let after = sweep * (n * MIXER % cases) as u32 / cases as u32;
+            abreast.spawn(case(Case { a, b, id, after, is_b_late: n / 2 % 2 == 0 }));
         }
         outcomes.extend(abreast.join_all().await);
     }
@@ -75,7 +127,8 @@ async fn a_turn_that_is_asked_for_as_the_last_one_ends_never_waits_for_ever(url:
     let nodes = nodes(&url).await;
     let report = Report::new("C4", "enqueue against the end of a turn", database(&nodes));
     let cases = pick(500, 5_000);
-    let ended = play(&nodes, cases, |case| async move {
+    let sweep = usual(&nodes, &json!({"input": "One"})).await * 2;
+    let ended = play(&nodes, cases, sweep, |case| async move {
         run_of(ask(&case.a, &case.id, "One", "reject").await);
         tokio::time::sleep(case.after).await;
         let second = ask(&case.b, &case.id, "Two", "enqueue").await.expect(202);
@@ -100,20 +153,25 @@ async fn a_cancel_around_the_end_of_a_turn_lets_exactly_one_other_begin(url: Str
     let nodes = nodes(&url).await;
     let report = Report::new("C4", "cancel against the end of a turn", database(&nodes));
     let cases = pick(80, 800);
-    let ended = play(&nodes, cases, |case| async move {
-        // Long enough that the others are there before it ends.
-        let script = json!([{"text": "a b c d e f", "chunk_delay_ms": 20}]);
-        let first = json!({"input": "One", "config": {"script": script}});
-        let path = format!("/v1/conversations/{}/runs", case.id);
-        let first = run_of(case.a.post(&path, &first).await);
-        let more = [&case.a, &case.b, &case.a];
-        let more = more.map(|node| ask(node, &case.id, "More", "enqueue"));
-        join_all(more).await.into_iter().for_each(|answer| drop(run_of(answer)));
-        tokio::time::sleep(case.after).await;
-        let (path, nothing) = (format!("/v1/runs/{first}/cancel"), json!({}));
-        let (one, other) = join(case.a.post(&path, &nothing), case.b.post(&path, &nothing)).await;
-        let fine = [one, other].iter().all(|answer| matches!(answer.status, 200 | 202));
-        (case.id, first, fine)
+    // Long enough that the others are there before it ends.
+    let script = json!([{"text": "a b c d e f", "chunk_delay_ms": 20}]);
+    let first = json!({"input": "One", "config": {"script": script}});
+    let sweep = usual(&nodes, &first).await * 2;
+    let ended = play(&nodes, cases, sweep, |case| {
+        let first = first.clone();
+        async move {
+            let path = format!("/v1/conversations/{}/runs", case.id);
+            let first = run_of(case.a.post(&path, &first).await);
+            let more = [&case.a, &case.b, &case.a];
+            let more = more.map(|node| ask(node, &case.id, "More", "enqueue"));
+            join_all(more).await.into_iter().for_each(|answer| drop(run_of(answer)));
+            tokio::time::sleep(case.after).await;
+            let (path, nothing) = (format!("/v1/runs/{first}/cancel"), json!({}));
+            let (one, other) =
+                join(case.a.post(&path, &nothing), case.b.post(&path, &nothing)).await;
+            let fine = [one, other].iter().all(|answer| matches!(answer.status, 200 | 202));
+            (case.id, first, fine)
+        }
     });
     let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
     for (id, first, fine) in ended.await {
@@ -138,14 +196,13 @@ async fn a_turn_that_is_asked_for_as_the_conversation_closes_is_taken_whole_or_n
     let nodes = nodes(&url).await;
     let report = Report::new("C4", "enqueue against close", database(&nodes));
     let cases = pick(80, 800);
-    let ended = play(&nodes, cases, |case| async move {
+    let sweep = usual(&nodes, &json!({"input": "One"})).await / 2;
+    let ended = play(&nodes, cases, sweep, |case| async move {
         run_of(ask(&case.a, &case.id, "One", "reject").await);
         let (path, nothing) = (format!("/v1/conversations/{}/close", case.id), json!({}));
-        let late = async {
-            tokio::time::sleep(case.after / 20).await;
-            case.b.post(&path, &nothing).await.expect(200)
-        };
-        let (asked, closed) = join(ask(&case.a, &case.id, "Two", "enqueue"), late).await;
+        let ask = ask(&case.a, &case.id, "Two", "enqueue");
+        let (asked, closed) = case.at_once(ask, case.b.post(&path, &nothing)).await;
+        let closed = closed.expect(200);
         assert_eq!(closed["status"], "closed");
         (case.id, asked)
     });
@@ -171,10 +228,10 @@ async fn a_turn_that_is_asked_for_as_the_conversation_closes_is_taken_whole_or_n
 
 /// The node on which a run ended may remember it for two seconds after another one has erased it.
 async fn gone(client: &Client, run_id: &str) {
-    let remembered = tokio::time::Instant::now() + Duration::from_secs(3);
+    let remembered = Instant::now() + PATIENCE;
     let path = format!("/v1/runs/{run_id}");
     while client.get(&path).await.status != 404 {
-        assert!(tokio::time::Instant::now() < remembered, "{run_id} is still there");
+        assert!(Instant::now() < remembered, "{run_id} is still there");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -185,13 +242,11 @@ async fn a_turn_that_is_asked_for_as_the_conversation_is_deleted_is_taken_whole_
     let nodes = nodes(&url).await;
     let report = Report::new("C4", "create against delete", database(&nodes));
     let cases = pick(80, 800);
-    let ended = play(&nodes, cases, |case| async move {
+    let sweep = usual(&nodes, &json!({"input": "One"})).await / 2;
+    let ended = play(&nodes, cases, sweep, |case| async move {
         let path = format!("/v1/conversations/{}", case.id);
-        let late = async {
-            tokio::time::sleep(case.after / 20).await;
-            case.b.delete(&path).await
-        };
-        let (asked, deleted) = join(ask(&case.a, &case.id, "One", "reject"), late).await;
+        let ask = ask(&case.a, &case.id, "One", "reject");
+        let (asked, deleted) = case.at_once(ask, case.b.delete(&path)).await;
         (case.id, asked, deleted)
     });
     let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
