@@ -106,7 +106,7 @@ async fn turns_that_come_through_two_nodes_are_taken_one_by_one() {
             .collect();
         let posts = bodies.iter().enumerate().map(|(n, body)| {
             let node = if n % 2 == 0 { &a } else { &b };
-            let key = format!("{on_busy} {n}");
+            let key = format!("{on_busy}-{n}");
             let path = &path;
             async move { node.client.insist(path, &key, body).await }
         });
