@@ -17,6 +17,21 @@ use crate::store::{GuestDecide, GuestOutcome, GuestWrite, NewKey, RunRecord};
 use super::idempotency::{Answer, RequestKey, taken};
 use super::{App, AppError, Caller, Sought};
 
+/// What is said about a call.
+enum Word {
+    Verdict(Verdict),
+    Report(Report),
+}
+
+impl Word {
+    const fn call_id(&self) -> CallId {
+        match self {
+            Self::Verdict(verdict) => verdict.call_id,
+            Self::Report(report) => report.call_id,
+        }
+    }
+}
+
 /// What became of a visit: done, or found done by an earlier request with the same key.
 enum Visited {
     Done,
@@ -37,38 +52,7 @@ impl App {
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
         verdict.decided_by.clone_from(&caller.key_id);
-        let call_id = verdict.call_id;
-        let own = self.verdict(caller, run_id, verdict.clone()).await?;
-        match self.answer(caller, run_id, run_id, own, key).await {
-            Err(AppError::NotFound(Sought::Call)) => {
-                let child = self.run_below(caller, run_id, call_id).await?;
-                let decide = self.verdict(caller, child, verdict).await?;
-                self.answer(caller, run_id, child, decide, key).await
-            }
-            answer => answer,
-        }
-    }
-
-    async fn verdict(
-        &self,
-        caller: &Caller,
-        run_id: RunId,
-        verdict: Verdict,
-    ) -> Result<GuestDecide, AppError> {
-        let record = self.get_run(caller, run_id).await?;
-        let plan = Arc::new(self.plan_of(&record).await?);
-        Ok(guest::decide(self.clock(), plan, verdict))
-    }
-
-    /// The run below this one that has the call: what a child waits for may be answered at its parent.
-    async fn run_below(
-        &self,
-        caller: &Caller,
-        run_id: RunId,
-        call_id: CallId,
-    ) -> Result<RunId, AppError> {
-        let found = self.log.run_of_call(caller.workspace_id, run_id, call_id).await?;
-        found.filter(|found| *found != run_id).ok_or(AppError::NotFound(Sought::Call))
+        self.answer(caller, run_id, Word::Verdict(verdict), key).await
     }
 
     /// Takes what came of a call, and gives the run as it is then.
@@ -83,26 +67,48 @@ impl App {
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
         report.said_by.clone_from(&caller.key_id);
-        let call_id = report.call_id;
-        let decide = || guest::report(self.clock(), report.clone());
-        match self.answer(caller, run_id, run_id, decide(), key).await {
+        self.answer(caller, run_id, Word::Report(report), key).await
+    }
+
+    /// Takes an answer to a call of this run, or of one below it: what a child waits for may be answered
+    /// at its parent.
+    async fn answer(
+        &self,
+        caller: &Caller,
+        run_id: RunId,
+        word: Word,
+        key: Option<&RequestKey>,
+    ) -> Result<Answer<RunRecord>, AppError> {
+        match self.answer_of_run(caller, run_id, run_id, &word, key).await {
             Err(AppError::NotFound(Sought::Call)) => {
-                let child = self.run_below(caller, run_id, call_id).await?;
-                self.answer(caller, run_id, child, decide(), key).await
+                let workspace_id = caller.workspace_id;
+                let found = self.log.run_of_call(workspace_id, run_id, word.call_id()).await?;
+                let below = found.filter(|found| *found != run_id);
+                let below = below.ok_or(AppError::NotFound(Sought::Call))?;
+                self.answer_of_run(caller, run_id, below, &word, key).await
             }
             answer => answer,
         }
     }
 
     /// Writes an answer to `of`, and gives the run that was asked for, `run_id`, as it is then.
-    async fn answer(
+    async fn answer_of_run(
         &self,
         caller: &Caller,
         run_id: RunId,
         of: RunId,
-        decide: GuestDecide,
+        word: &Word,
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
+        let decide = match word {
+            Word::Verdict(verdict) => {
+                // Edited arguments are held against the tool.
+                let record = self.get_run(caller, of).await?;
+                let plan = Arc::new(self.plan_of(&record).await?);
+                guest::decide(self.clock(), plan, verdict.clone())
+            }
+            Word::Report(report) => guest::report(self.clock(), report.clone()),
+        };
         let key = self.new_key(caller, key, &run_id);
         match self.visit(caller, of, decide, key).await? {
             Visited::Done => {

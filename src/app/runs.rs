@@ -209,7 +209,7 @@ impl App {
         key: Option<&RequestKey>,
     ) -> Result<Answer<RunRecord>, AppError> {
         let key = self.new_key(caller, key, &run_id);
-        match self.log.cancel(caller.workspace_id, run_id, key.clone()).await? {
+        match self.log.cancel_tree(caller.workspace_id, run_id, key.clone()).await? {
             GuestOutcome::Absent => Err(AppError::NotFound(Sought::Run)),
             GuestOutcome::Done { .. } | GuestOutcome::Refused(_) => {
                 self.get_run(caller, run_id).await.map(Answer::new)

@@ -91,6 +91,8 @@ impl Engine {
         for driven in self.drivers().values() {
             driven.watch.poke();
         }
+        // As the dead one it could claim nothing.
+        self.log.desk.queued();
         Ok(())
     }
 

@@ -7,11 +7,15 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use crate::domain::event::Entry;
 use crate::domain::fold::Folded;
 use crate::domain::ids::{CallId, RunId, WorkspaceId};
+use crate::domain::limits;
 use crate::domain::run::RunStatus;
 use crate::shutdown::Tasks;
-use crate::store::{GuestWrite, Result, RunRow, StoreError};
+use crate::store::{GuestOutcome, GuestWrite, NewKey, Result, RunRow, StoreError};
 
 use super::{Log, guest};
 
@@ -19,9 +23,10 @@ use super::{Log, guest};
 const LOOK: Duration = Duration::from_secs(1);
 /// Signals taken at a time: the runs that they rouse are locked together.
 const SIGNALS: i64 = 256;
-/// Runs of a family that are read to find a call: it is asked for by a person, who can be told to name
-/// the run itself.
-const MAX_READ: usize = 1_000;
+/// Runs of a family that are read for one request: no family has more.
+const MAX_READ: usize = limits::MAX_FAMILY;
+/// Runs of one level of a tree whose children are asked to stop at the same time.
+const AT_ONCE: usize = 16;
 
 impl Log {
     /// Rouses parents until it is time to stop.
@@ -85,6 +90,59 @@ impl Log {
         Ok(())
     }
 
+    /// Asks a run to stop, and all that it has called and waits for, down to the last. What stops a tree for
+    /// good is its drivers: each asks its own children, as often as it takes, and ends behind them. But a
+    /// run that waits for a child has no driver, and may get none as long as its own tree has all the slots.
+    ///
+    /// # Errors
+    /// When the run itself cannot be asked. Those below it are left to the drivers then.
+    pub async fn cancel_tree(
+        &self,
+        workspace_id: WorkspaceId,
+        run_id: RunId,
+        key: Option<NewKey>,
+    ) -> Result<GuestOutcome> {
+        let outcome = self.cancel(workspace_id, run_id, key).await?;
+        if goes_on(&outcome)
+            && let Err(error) = self.cancel_below(workspace_id, run_id).await
+        {
+            tracing::warn!(%run_id, %error, "runs below a cancelled one are not asked to stop yet");
+        }
+        Ok(outcome)
+    }
+
+    async fn cancel_below(&self, workspace_id: WorkspaceId, run_id: RunId) -> Result<()> {
+        let (mut level, mut seen) = (vec![run_id], HashSet::from([run_id]));
+        while !level.is_empty() {
+            let asked = level.into_iter().map(|parent| self.cancel_children(workspace_id, parent));
+            let asked = stream::iter(asked).buffer_unordered(AT_ONCE);
+            let below: Vec<Vec<RunId>> = asked.try_collect().await?;
+            let fresh = |id: &RunId| seen.len() < MAX_READ && seen.insert(*id);
+            level = below.into_iter().flatten().filter(fresh).collect();
+        }
+        Ok(())
+    }
+
+    /// Asks the children that a run waits for to stop. Returns those that may have children themselves.
+    async fn cancel_children(
+        &self,
+        workspace_id: WorkspaceId,
+        parent: RunId,
+    ) -> Result<Vec<RunId>> {
+        let facts = self.store.read_facts(workspace_id, parent, 0).await?;
+        if facts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let folded = folded(parent, &facts)?;
+        let mut left = Vec::new();
+        for (_, child) in folded.live_children() {
+            if goes_on(&self.cancel(workspace_id, child.run_id, None).await?) {
+                left.push(child.run_id);
+            }
+        }
+        Ok(left)
+    }
+
     /// Which run has this call: `run_id` or one below it. An answer may be posted to any of them.
     /// `None`: none has, as far as the first 1,000 of them tell.
     ///
@@ -107,11 +165,7 @@ impl Log {
             if facts.is_empty() {
                 continue;
             }
-            let unreadable = |error: crate::domain::fold::FoldError| {
-                StoreError::Corrupt(format!("the log of {run_id}: {error}"))
-            };
-            let folded = Folded::read(&facts).map_err(unreadable)?;
-            for call in folded.steps.iter().flat_map(|turn| &turn.calls) {
+            for call in folded(run_id, &facts)?.steps.iter().flat_map(|turn| &turn.calls) {
                 if call.call_id == call_id {
                     return Ok(Some(run_id));
                 }
@@ -121,4 +175,20 @@ impl Log {
         }
         Ok(None)
     }
+}
+
+/// Whether a run that was asked to stop has not ended with that, as far as one can see: it is driven, or it
+/// waits for its children.
+fn goes_on(asked: &GuestOutcome) -> bool {
+    match asked {
+        GuestOutcome::Done { appended, .. } => {
+            appended.last().is_none_or(|last| !last.event_type.is_final())
+        }
+        GuestOutcome::Absent | GuestOutcome::KeyTaken(_) | GuestOutcome::Refused(_) => false,
+    }
+}
+
+fn folded(run_id: RunId, facts: &[Entry]) -> Result<Folded> {
+    let read = Folded::read(facts);
+    read.map_err(|error| StoreError::Corrupt(format!("the log of {run_id}: {error}")))
 }

@@ -51,7 +51,7 @@ impl Log {
                 return Ok(());
             }
             for (workspace_id, run_id) in &overtaken {
-                self.cancel(*workspace_id, *run_id, None).await?;
+                self.cancel_tree(*workspace_id, *run_id, None).await?;
             }
             last = overtaken;
         }

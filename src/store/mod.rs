@@ -291,7 +291,7 @@ pub trait Store: Send + Sync + 'static {
     async fn retire_node(&self, node_id: NodeId) -> Result<()>;
 
     /// Claims runs that nobody owns and whose `due_at` has come, oldest first: sets node, raises
-    /// `epoch` and `rev`, clears `due_at`.
+    /// `epoch` and `rev`, clears `due_at`. A node that was declared dead claims nothing.
     async fn claim_due(&self, node_id: NodeId, now: Timestamp, limit: i64) -> Result<Vec<Claim>>;
 
     /// Claims runs of dead nodes: as [`Store::claim_due`], and counts a crash for each, up to

@@ -75,8 +75,10 @@ and not exists (
     where r.node_id = n.node_id
 )";
 
-/// By `runs_due`, in its order; then by the primary key (why not `=`: see `statements.rs`). A run that somebody else is claiming or writing to is left for
-/// later. `log_format`: nobody claims a log that it cannot read.
+/// By `runs_due`, in its order; then by the primary key (why not `=`: see `statements.rs`). A run that
+/// somebody else is claiming or writing to is left for later. `log_format`: nobody claims a log that it
+/// cannot read. `dead`: what a node claims that was declared dead and has not heard of it yet would be an
+/// orphan at once, and look as if it had lost one more driver.
 const CLAIM_DUE: &str = "\
 with due as (
     select r.run_id, r.due_at
@@ -85,6 +87,12 @@ with due as (
     and r.due_at is not null
     and r.due_at <= $2
     and r.log_format = 1
+    and not exists (
+        select 1
+        from nodes n
+        where n.node_id = $1
+        and n.dead
+    )
     order by r.due_at, r.run_id
     limit $3
     for update skip locked
@@ -105,7 +113,8 @@ order by due_at, run_id";
 
 /// By `runs_owned`: from owner to owner, of whom there are few, and then along the runs of the dead
 /// ones. The whole key of the index is named, for `run_id` alone has other indexes. A node that is not
-/// entered (any more) is as dead as one that is marked: a zombie may have claimed after its row went.
+/// entered (any more) is as dead as one that is marked: a zombie may have claimed after its row went. One
+/// that is marked claims nothing, as in `CLAIM_DUE`.
 const CLAIM_ORPHANS: &str = "\
 with recursive owners (node_id) as (
     (
@@ -135,6 +144,12 @@ with recursive owners (node_id) as (
         from nodes n
         where n.node_id = o.node_id
         and not n.dead
+    )
+    and not exists (
+        select 1
+        from nodes n
+        where n.node_id = $1
+        and n.dead
     )
 ), orphans as (
     select r.run_id

@@ -65,7 +65,8 @@ and not exists (
     where r.node_id = nodes.node_id
 )";
 
-/// By `runs_due`, in its order. `log_format`: nobody claims a log that he cannot read.
+/// By `runs_due`, in its order. `log_format`: nobody claims a log that it cannot read. `dead`: what a node
+/// claims that was declared dead and has not heard of it yet would be an orphan at once.
 const DUE: &str = "\
 select r.run_no, r.run_id, r.workspace_id, r.rev, r.epoch
 from runs r indexed by runs_due
@@ -73,6 +74,12 @@ where r.node_id is null
 and r.due_at is not null
 and r.due_at <= ?1
 and r.log_format = 1
+and not exists (
+    select 1
+    from nodes n
+    where n.node_id = ?3
+    and n.dead
+)
 order by r.due_at, r.run_id
 limit ?2";
 
@@ -89,6 +96,12 @@ from (
         select n.node_id
         from nodes n
         where not n.dead
+    )
+    and not exists (
+        select 1
+        from nodes n
+        where n.node_id = ?1
+        and n.dead
     )
     and r.log_format = 1
     order by r.node_id, r.run_id
@@ -184,7 +197,7 @@ pub(super) async fn claim_due(
     now: Timestamp,
     limit: i64,
 ) -> Result<Vec<Claim>> {
-    let find = sqlx::query(DUE).bind(now.millis()).bind(limit);
+    let find = sqlx::query(DUE).bind(now.millis()).bind(limit).bind(node_id.uuid());
     claim(writer, find, node_id, 0).await
 }
 

@@ -93,8 +93,9 @@ async fn a_once_call_of_a_node_that_was_stopped_is_made_once_and_its_answer_is_n
         let pieces = vec![Piece::Gate(held.clone()), Piece::Bytes(b"{\"paid\": true}".to_vec())];
         Reply::Stream { headers: Vec::new(), pieces, end: End::Clean }
     });
-    let owner = Setup::new(url.clone(), OPEN).start().await;
-    let other = Setup::new(url, OPEN).start().await;
+    // They are kept: a run that goes on in a process of its own reads its server's configuration.
+    let (setup, another) = (Setup::new(url.clone(), OPEN), Setup::new(url, OPEN));
+    let (owner, other) = (setup.start().await, another.start().await);
     let mut agent = agent("pays", "once", &format!("{}/pay", tools.origin()));
     agent["tools"][0]["timeout_seconds"] = json!(600);
     owner.client.post("/v1/agents", &agent).await.expect(201);

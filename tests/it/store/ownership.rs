@@ -18,6 +18,7 @@ conformance!(
     runs_that_somebody_owns_or_nobody_needs_are_not_claimed,
     two_claims_never_get_the_same_run,
     orphans_are_the_runs_of_dead_nodes_only,
+    a_node_that_was_declared_dead_claims_nothing,
     a_crash_is_counted_for_every_orphan,
     deaths_of_neighbours_make_a_suspect_and_no_more,
     a_run_goes_from_its_owner_to_another_with_a_new_fence,
@@ -174,6 +175,23 @@ async fn orphans_are_the_runs_of_dead_nodes_only(store: SharedStore) {
         ..batch(vec![], vec![append(2, 1, vec![delta(run_id(2), 2, "late")], None)])
     };
     assert_eq!(store.flush(&zombie).await.unwrap().appends, [AppendOutcome::Missed]);
+}
+
+/// It may not have heard of it yet. What it claimed would be an orphan at once, and the run would look as
+/// if it had lost one more driver.
+async fn a_node_that_was_declared_dead_claims_nothing(store: SharedStore) {
+    add_agent(&store, "a").await;
+    for n in [1, 2] {
+        store.register_node(node(n), at(0)).await.unwrap();
+        assert!(store.bury(NodeBeat { node_id: node(n), beat: 0 }).await.unwrap());
+    }
+    store.register_node(node(3), at(0)).await.unwrap();
+    create(&store, vec![driven_run(1), new_run(2)]).await;
+    assert_eq!(store.claim_orphans(node(2), 10).await.unwrap(), []);
+    assert_eq!(store.claim_due(node(2), at(100), 10).await.unwrap(), []);
+    assert_eq!(ids(&store.claim_orphans(node(3), 10).await.unwrap()), [run_id(1)]);
+    assert_eq!(ids(&store.claim_due(node(3), at(100), 10).await.unwrap()), [run_id(2)]);
+    assert_eq!(row(&store, 1).await.crashes, 1);
 }
 
 async fn a_crash_is_counted_for_every_orphan(store: SharedStore) {
