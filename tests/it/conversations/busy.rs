@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use stepwell::clock::Clock;
 
 use super::{
     assert_refused, at, conversation, get, id, messages, pairs, parked, release, said, serve, start,
 };
-use crate::support::client::Client;
+use crate::support::client::{Answer, Client};
 use crate::support::on_both_databases;
 
 on_both_databases! {
@@ -112,8 +113,7 @@ async fn whoever_interrupts_comes_next_and_a_later_one_takes_its_place(url: Stri
         let body = |n: usize| asked(&format!("{round}.{n}"), "interrupt");
         let path = at(&talk, "runs");
         let (one, two, three) = (body(1), body(2), body(3));
-        let all = [client.post(&path, &one), client.post(&path, &two), client.post(&path, &three)];
-        let runs: Vec<String> = futures_util::future::join_all(all)
+        let runs: Vec<String> = all_at_once(client, &path, &[one, two, three])
             .await
             .into_iter()
             .map(|a| id(&a.expect(202)))
@@ -158,7 +158,7 @@ async fn a_hundred_wait_and_no_more(url: String) {
     let run = parked(client, &talk, &["ask"]).await;
     let path = at(&talk, "runs");
     let bodies: Vec<Value> = (0..120).map(|n| asked(&n.to_string(), "enqueue")).collect();
-    let all = futures_util::future::join_all(bodies.iter().map(|b| client.post(&path, b))).await;
+    let all = all_at_once(client, &path, &bodies).await;
     let (mut waiting, mut refused) = (BTreeSet::new(), 0);
     for answer in all {
         if answer.status == 202 {
@@ -218,9 +218,7 @@ async fn of_many_at_once_one_is_active_and_all_have_their_turn(url: String) {
     let path = at(&talk, "runs");
     for round in 0..5 {
         // The one that is taken stays until somebody answers it.
-        let body = super::asking(&["ask"]);
-        let all = (0..20).map(|_| client.post(&path, &body));
-        let all = futures_util::future::join_all(all).await;
+        let all = all_at_once(client, &path, &vec![super::asking(&["ask"]); 20]).await;
         let taken: Vec<String> =
             all.iter().filter(|a| a.status == 202).map(|a| id(&a.body)).collect();
         assert_eq!(taken.len(), 1, "one of many, in round {round}");
@@ -232,7 +230,7 @@ async fn of_many_at_once_one_is_active_and_all_have_their_turn(url: String) {
         assert_eq!(release(client, &run).await["status"], "completed");
     }
     let bodies: Vec<Value> = (0..50).map(|n| asked(&n.to_string(), "enqueue")).collect();
-    let all = futures_util::future::join_all(bodies.iter().map(|b| client.post(&path, b))).await;
+    let all = all_at_once(client, &path, &bodies).await;
     for answer in all {
         let run = client.wait(&id(&answer.expect(202))).await;
         assert_eq!(run["status"], "completed", "{run}");
@@ -241,6 +239,15 @@ async fn of_many_at_once_one_is_active_and_all_have_their_turn(url: String) {
     let roles: Vec<&str> = list.iter().map(|(role, _)| role.as_str()).collect();
     let taken = ["user", "assistant", "tool", "assistant"].repeat(5);
     assert_eq!(roles, [taken, ["user", "assistant"].repeat(50)].concat(), "one after another");
+}
+
+/// Posts all of these at once, each under a key of its own.
+async fn all_at_once(client: &Client, path: &str, bodies: &[Value]) -> Vec<Answer> {
+    let post = |body| async move {
+        let key = Clock::system().uuid().to_string();
+        client.insist(path, &key, body).await
+    };
+    futures_util::future::join_all(bodies.iter().map(post)).await
 }
 
 /// More than one page of them.

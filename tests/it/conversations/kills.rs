@@ -106,7 +106,9 @@ async fn turns_that_come_through_two_nodes_are_taken_one_by_one() {
             .collect();
         let posts = bodies.iter().enumerate().map(|(n, body)| {
             let node = if n % 2 == 0 { &a } else { &b };
-            node.client.post(&path, body)
+            let key = format!("{on_busy}-{n}");
+            let path = &path;
+            async move { node.client.insist(path, &key, body).await }
         });
         let mut taken = 0;
         for answer in futures_util::future::join_all(posts).await {

@@ -10,6 +10,8 @@ use serde_json::Value;
 
 /// Longer than anything here takes, and than the longest `wait`.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often something is tried again, a second later each time.
+const MAX_INSISTED: usize = 30;
 /// How often a run is waited for, a minute each time.
 const MAX_WAITS: usize = 4;
 
@@ -92,6 +94,24 @@ impl Client {
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// The same under this key, and again while the answer is that the database has no time: so says the
+    /// error itself, and so it is where many want one lock of a busy machine.
+    pub async fn insist(&self, path: &str, key: &str, body: &Value) -> Answer {
+        let ask = || {
+            let request = self.request(Method::POST, path).header("idempotency-key", key);
+            self.send(request.json(body))
+        };
+        let mut answer = ask().await;
+        for _ in 0..MAX_INSISTED {
+            if answer.status != 503 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            answer = ask().await;
+        }
+        answer
     }
 
     pub async fn patch(&self, path: &str, body: &Value) -> Answer {

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use stepwell::clock::Clock;
 
 use crate::support::client::{Answer, Client};
 use crate::support::profile::Report;
@@ -46,10 +47,10 @@ async fn converse(client: &Client, agent_id: &str) -> String {
     made["conversation_id"].as_str().expect("conversation_id").to_owned()
 }
 
-/// Asks for a turn.
+/// Asks for a turn, under a key of its own: where many ask at once, some may be told to ask again.
 async fn ask(client: &Client, id: &str, input: &str, on_busy: &str) -> Answer {
-    let path = format!("/v1/conversations/{id}/runs");
-    client.post(&path, &json!({"input": input, "on_busy": on_busy})).await
+    let (path, key) = (format!("/v1/conversations/{id}/runs"), Clock::system().uuid().to_string());
+    client.insist(&path, &key, &json!({"input": input, "on_busy": on_busy})).await
 }
 
 /// The run of an answer that took a turn.
