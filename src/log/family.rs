@@ -1,8 +1,11 @@
-//! Parents hear of their children.
+//! What goes up and down a tree of runs.
 //!
-//! A run that comes to rest, or goes on again, leaves a signal for the run that called it, in the same
+//! Up: a run that comes to rest, or goes on again, leaves a signal for the run that called it, in the same
 //! transaction. Any node takes it and rouses the parent, whose driver then looks how its children are:
 //! a signal carries nothing, and to lose one costs no more than time.
+//!
+//! Down: who asks a run to stop asks all below it, and an answer that is posted to a run finds the run
+//! below it that waits for it.
 
 use std::collections::HashSet;
 use std::time::Duration;
