@@ -12,20 +12,23 @@
 
 pub mod anthropic;
 pub mod openai;
+mod reply;
+mod serve;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use stepwell::models::{ProviderSettings, Timeouts, Wire};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
+use self::serve::serve;
 use super::peers::Ends;
+
+pub use self::reply::{End, Gate, Piece, Reply};
 
 /// A request that came.
 #[derive(Debug, Clone)]
@@ -40,169 +43,6 @@ pub struct Request {
     pub body: Value,
     /// The connection that it came on.
     pub ends: Ends,
-}
-
-/// A piece of a streamed body.
-#[derive(Debug, Clone)]
-pub enum Piece {
-    /// Bytes, sent as one HTTP chunk.
-    Bytes(Vec<u8>),
-    /// Bytes, sent as one HTTP chunk of so many times these bytes.
-    Repeat(Vec<u8>, usize),
-    /// Time that passes.
-    Wait(Duration),
-    /// The test opens it; until then the stream stands still.
-    Gate(Gate),
-}
-
-/// How a streamed body ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// As HTTP says.
-    Clean,
-    /// The connection is closed in the middle of the body.
-    Close,
-    /// The connection is reset.
-    Reset,
-    /// Never.
-    Hang,
-}
-
-/// Something that a stream waits for.
-#[derive(Debug, Clone)]
-pub struct Gate(Arc<Semaphore>);
-
-impl Gate {
-    /// A closed gate.
-    pub fn new() -> Self {
-        Self(Arc::new(Semaphore::new(0)))
-    }
-
-    /// Opens it for good: who waits at it for a permit is told that there will be none, and goes on.
-    pub fn open(&self) {
-        self.0.close();
-    }
-}
-
-/// What a request is answered with.
-#[derive(Debug, Clone)]
-pub enum Reply {
-    /// 200 and a body of pieces.
-    Stream {
-        /// Headers beside `content-type: text/event-stream`, which they may replace.
-        headers: Vec<(String, String)>,
-        /// The body.
-        pieces: Vec<Piece>,
-        /// How it ends.
-        end: End,
-    },
-    /// A status and a whole body.
-    Whole {
-        /// The status.
-        status: u16,
-        /// All headers but the length.
-        headers: Vec<(String, String)>,
-        /// The body.
-        body: Vec<u8>,
-    },
-    /// A status, and nothing of the body.
-    Head {
-        /// The status.
-        status: u16,
-        /// All headers.
-        headers: Vec<(String, String)>,
-    },
-    /// The connection is reset before the head of an answer.
-    Reset,
-    /// Nothing is ever answered.
-    Hang,
-}
-
-impl Reply {
-    /// A stream of these chunks that ends as it should.
-    pub fn stream(chunks: Vec<Vec<u8>>) -> Self {
-        Self::Stream {
-            headers: Vec::new(),
-            pieces: chunks.into_iter().map(Piece::Bytes).collect(),
-            end: End::Clean,
-        }
-    }
-
-    /// An error of this status, as providers word them.
-    pub fn status(status: u16) -> Self {
-        Self::error(status, json!({"type": "some_error", "message": "provider text"}), &[])
-    }
-
-    /// An error of this status, with this error object and these headers.
-    pub fn error(status: u16, error: Value, headers: &[(&str, &str)]) -> Self {
-        let mut all = vec![("content-type".to_owned(), "application/json".to_owned())];
-        all.extend(headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
-        let body = json!({"type": "error", "error": error}).to_string().into_bytes();
-        Self::Whole { status, headers: all, body }
-    }
-
-    /// 200 and a JSON text instead of a stream.
-    pub fn json(body: &Value) -> Self {
-        let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
-        Self::Whole { status: 200, headers, body: body.to_string().into_bytes() }
-    }
-
-    /// The same stream with another end.
-    #[must_use]
-    pub fn ending(mut self, as_: End) -> Self {
-        if let Self::Stream { end, .. } = &mut self {
-            *end = as_;
-        }
-        self
-    }
-
-    /// The same stream, cut off behind its first `count` pieces.
-    #[must_use]
-    pub fn first(mut self, count: usize) -> Self {
-        if let Self::Stream { pieces, .. } = &mut self {
-            pieces.truncate(count);
-        }
-        self
-    }
-
-    /// The same stream with a wait before each piece.
-    #[must_use]
-    pub fn slowly(mut self, wait: Duration) -> Self {
-        if let Self::Stream { pieces, .. } = &mut self {
-            *pieces = pieces.drain(..).flat_map(|piece| [Piece::Wait(wait), piece]).collect();
-        }
-        self
-    }
-
-    /// The same stream with a piece put in at a place.
-    #[must_use]
-    pub fn with(mut self, at: usize, piece: Piece) -> Self {
-        if let Self::Stream { pieces, .. } = &mut self {
-            pieces.insert(at, piece);
-        }
-        self
-    }
-
-    /// The same stream, all of its bytes in chunks of this size.
-    #[must_use]
-    pub fn in_chunks_of(self, size: usize) -> Self {
-        let bytes = self.bytes();
-        Self::stream(bytes.chunks(size).map(<[u8]>::to_vec).collect())
-    }
-
-    /// The bytes of a streamed body.
-    pub fn bytes(&self) -> Vec<u8> {
-        let Self::Stream { pieces, .. } = self else { return Vec::new() };
-        pieces
-            .iter()
-            .filter_map(|piece| match piece {
-                Piece::Bytes(bytes) => Some(bytes.clone()),
-                Piece::Repeat(bytes, times) => Some(bytes.repeat(*times)),
-                Piece::Wait(_) | Piece::Gate(_) => None,
-            })
-            .collect::<Vec<_>>()
-            .concat()
-    }
 }
 
 type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
@@ -401,148 +241,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.send_modify(|open| *open -= 1);
-    }
-}
-
-/// Whether the connection may take another request.
-#[derive(PartialEq, Eq)]
-enum After {
-    KeepAlive,
-    Close,
-}
-
-async fn serve(mut socket: TcpStream, shared: Arc<Shared>) {
-    let _ = socket.set_nodelay(true);
-    let (Ok(ours), Ok(theirs)) = (socket.local_addr(), socket.peer_addr()) else { return };
-    let ends = Ends { ours, theirs };
-    let mut buffer = Vec::new();
-    while let Some(request) = read_request(&mut socket, &mut buffer, ends).await {
-        let reply = shared.reply_to(request);
-        let (mut from, mut to) = socket.split();
-        let mut spare = [0; 64];
-        let after = tokio::select! {
-            biased;
-            after = write_reply(reply, &mut to) => after,
-            // A client that sends nothing more can only close.
-            _ = from.read(&mut spare) => Err(std::io::ErrorKind::ConnectionAborted.into()),
-        };
-        match after {
-            Ok(After::KeepAlive) => {}
-            Ok(After::Close) => return,
-            Err(error)
-                if error.kind() == std::io::ErrorKind::ConnectionReset && is_wanted(&error) =>
-            {
-                let _ = socket.set_zero_linger();
-                return;
-            }
-            Err(_) => {
-                shared.closed_early.send_modify(|count| *count += 1);
-                return;
-            }
-        }
-    }
-}
-
-const WANTED: &str = "the script says so";
-
-fn is_wanted(error: &std::io::Error) -> bool {
-    error.to_string() == WANTED
-}
-
-fn reset() -> std::io::Error {
-    std::io::Error::new(std::io::ErrorKind::ConnectionReset, WANTED)
-}
-
-async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>, ends: Ends) -> Option<Request> {
-    let end = loop {
-        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-            break at;
-        }
-        if socket.read_buf(buffer).await.ok()? == 0 {
-            return None;
-        }
-    };
-    let head = String::from_utf8(buffer.drain(..end + 4).collect()).ok()?;
-    let mut lines = head.lines();
-    let mut words = lines.next()?.split(' ').map(str::to_owned);
-    let (method, path) = (words.next()?, words.next()?);
-    let headers: BTreeMap<String, String> = lines
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-        .collect();
-    let length: usize = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
-    while buffer.len() < length {
-        if socket.read_buf(buffer).await.ok()? == 0 {
-            return None;
-        }
-    }
-    let body: Vec<u8> = buffer.drain(..length).collect();
-    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    Some(Request { method, path, headers, body, ends })
-}
-
-async fn write_reply(
-    reply: Reply,
-    to: &mut (impl AsyncWriteExt + Unpin),
-) -> std::io::Result<After> {
-    match reply {
-        Reply::Reset => Err(reset()),
-        Reply::Hang => std::future::pending().await,
-        Reply::Head { status, headers } => {
-            let mut head = format!("HTTP/1.1 {status} X\r\n");
-            for (name, value) in headers {
-                head.push_str(&format!("{name}: {value}\r\n"));
-            }
-            head.push_str("\r\n");
-            to.write_all(head.as_bytes()).await?;
-            std::future::pending().await
-        }
-        Reply::Whole { status, headers, body } => {
-            let mut head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n", body.len());
-            for (name, value) in headers {
-                head.push_str(&format!("{name}: {value}\r\n"));
-            }
-            head.push_str("\r\n");
-            to.write_all(&[head.as_bytes(), &body].concat()).await?;
-            Ok(After::KeepAlive)
-        }
-        Reply::Stream { mut headers, pieces, end } => {
-            if !headers.iter().any(|(name, _)| name == "content-type") {
-                headers.push(("content-type".to_owned(), "text/event-stream".to_owned()));
-            }
-            let mut head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n".to_owned();
-            for (name, value) in headers {
-                head.push_str(&format!("{name}: {value}\r\n"));
-            }
-            head.push_str("\r\n");
-            to.write_all(head.as_bytes()).await?;
-            for piece in pieces {
-                match piece {
-                    Piece::Wait(time) => tokio::time::sleep(time).await,
-                    Piece::Gate(gate) => drop(gate.0.acquire().await),
-                    Piece::Bytes(bytes) => {
-                        let size = format!("{:x}\r\n", bytes.len());
-                        to.write_all(&[size.as_bytes(), &bytes, b"\r\n"].concat()).await?;
-                    }
-                    Piece::Repeat(bytes, times) => {
-                        to.write_all(format!("{:x}\r\n", bytes.len() * times).as_bytes()).await?;
-                        for _ in 0..times {
-                            to.write_all(&bytes).await?;
-                        }
-                        to.write_all(b"\r\n").await?;
-                    }
-                }
-            }
-            match end {
-                End::Clean => {
-                    to.write_all(b"0\r\n\r\n").await?;
-                    Ok(After::KeepAlive)
-                }
-                End::Close => Ok(After::Close),
-                End::Reset => Err(reset()),
-                End::Hang => std::future::pending().await,
-            }
-        }
     }
 }
 
