@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use crate::domain::event::Entry;
 use crate::domain::fold::Folded;
 use crate::domain::ids::{CallId, RunId, WorkspaceId};
 use crate::domain::limits;
+use crate::domain::page::{From, Order, Page};
 use crate::domain::run::RunStatus;
 use crate::shutdown::Tasks;
-use crate::store::{GuestOutcome, GuestWrite, NewKey, Result, RunRow, StoreError};
+use crate::store::{GuestOutcome, GuestWrite, NewKey, Result, RunFilter, RunRow, StoreError};
 
 use super::{Log, guest};
 
@@ -30,6 +30,8 @@ const SIGNALS: i64 = 256;
 const MAX_READ: usize = limits::MAX_FAMILY;
 /// Runs of one level of a tree whose children are asked to stop at the same time.
 const AT_ONCE: usize = 16;
+/// Children that are listed at a time.
+const PAGE: u32 = 100;
 
 impl Log {
     /// Rouses parents until it is time to stop.
@@ -126,24 +128,33 @@ impl Log {
         Ok(())
     }
 
-    /// Asks the children that a run waits for to stop. Returns those that may have children themselves.
+    /// Asks the children of a run to stop that have not ended. Returns those that may have children
+    /// themselves. One that is not there yet is its parent's driver's affair.
     async fn cancel_children(
         &self,
         workspace_id: WorkspaceId,
         parent: RunId,
     ) -> Result<Vec<RunId>> {
-        let facts = self.store.read_facts(workspace_id, parent, 0).await?;
-        if facts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let folded = folded(parent, &facts)?;
+        let alive = RunFilter {
+            parent_run_id: Some(parent),
+            statuses: RunStatus::ALL.into_iter().filter(|status| !status.is_final()).collect(),
+            ..RunFilter::default()
+        };
+        let mut page = Page { limit: PAGE, from: From::Start, order: Order::Asc };
         let mut left = Vec::new();
-        for (_, child) in folded.live_children() {
-            if goes_on(&self.cancel(workspace_id, child.run_id, None).await?) {
-                left.push(child.run_id);
+        loop {
+            let children = self.store.list_runs(workspace_id, &alive, &page).await?;
+            for child in &children.rows {
+                let run_id = child.row.run_id;
+                if goes_on(&self.cancel(workspace_id, run_id, None).await?) {
+                    left.push(run_id);
+                }
+                page.from = From::After(run_id);
+            }
+            if !children.has_more {
+                return Ok(left);
             }
         }
-        Ok(left)
     }
 
     /// Which run has this call: `run_id` or one below it. An answer may be posted to any of them.
@@ -168,7 +179,9 @@ impl Log {
             if facts.is_empty() {
                 continue;
             }
-            for call in folded(run_id, &facts)?.steps.iter().flat_map(|turn| &turn.calls) {
+            let unreadable = |error| StoreError::Corrupt(format!("the log of {run_id}: {error}"));
+            let folded = Folded::read(&facts).map_err(unreadable)?;
+            for call in folded.steps.iter().flat_map(|turn| &turn.calls) {
                 if call.call_id == call_id {
                     return Ok(Some(run_id));
                 }
@@ -189,9 +202,4 @@ fn goes_on(asked: &GuestOutcome) -> bool {
         }
         GuestOutcome::Absent | GuestOutcome::KeyTaken(_) | GuestOutcome::Refused(_) => false,
     }
-}
-
-fn folded(run_id: RunId, facts: &[Entry]) -> Result<Folded> {
-    let read = Folded::read(facts);
-    read.map_err(|error| StoreError::Corrupt(format!("the log of {run_id}: {error}")))
 }
