@@ -61,15 +61,25 @@ impl Simulation {
         });
         let first = queued.entry(run_id, 1, now).expect("entry");
         let folded = Folded::read([&first]).expect("fold").with_history(history(dice));
-        let log = vec![first];
-        let in_flight = HashSet::new();
+        Self::begun(run_id, first, folded, plan, now, clock)
+    }
+
+    /// A run of which nothing but this is there.
+    fn begun(
+        run_id: RunId,
+        first: Entry,
+        folded: Folded,
+        plan: Plan,
+        now: Timestamp,
+        clock: Clock,
+    ) -> Self {
         Self {
             run_id,
-            log,
+            log: vec![first],
             folded,
             plan,
             now,
-            in_flight,
+            in_flight: HashSet::new(),
             clock,
             requests: 0,
             crashes: 0,
@@ -365,22 +375,8 @@ impl Simulation {
         queued.forked_from_run_id = Some(self.run_id);
         let first = Event::RunQueued(queued).entry(run_id, 1, self.now).expect("entry");
         let folded = Folded::read([&first]).expect("fold");
-        let mut fork = Self {
-            run_id,
-            log: vec![first],
-            folded: folded.with_history(self.folded.history.clone()),
-            plan: self.plan.clone(),
-            now: self.now,
-            in_flight: HashSet::new(),
-            clock,
-            requests: 0,
-            crashes: 0,
-            guests: 0,
-            answers: 0,
-            expired: 0,
-            unknown: 0,
-            shortened: 0,
-        };
+        let folded = folded.with_history(self.folded.history.clone());
+        let mut fork = Self::begun(run_id, first, folded, self.plan.clone(), self.now, clock);
         fork.push(copies);
         fork
     }
